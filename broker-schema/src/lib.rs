@@ -1,0 +1,1 @@
+//! What travels between trainers, dispatchers and workers: ids, subjects, messages, codec. No I/O.

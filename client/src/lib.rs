@@ -1,0 +1,1 @@
+//! Remuda for Rust: submit, stream, sessions, cancel, and the broker access that the daemons share.

@@ -1,0 +1,1 @@
+//! Logs, traces, metrics, health and named tasks, the same in every daemon.
