@@ -1,0 +1,40 @@
+//! What an operator may choose about telemetry. The caller reads it from its configuration.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The `telemetry` part of a daemon's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetryOptions {
+    pub log_format: LogFormat,
+    /// `info`, or directives by target such as `info,remuda_worker=debug`.
+    pub log_filter: String,
+    /// Where traces and metrics are sent over OTLP gRPC, such as `http://127.0.0.1:4317`.
+    /// Without it nothing is sent and spans cost nothing but their log fields.
+    pub otlp_endpoint: Option<String>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served. Port 0 takes a free one.
+    pub http_listen: Option<SocketAddr>,
+}
+
+impl Default for TelemetryOptions {
+    fn default() -> Self {
+        Self {
+            log_format: LogFormat::default(),
+            log_filter: "info".to_owned(),
+            otlp_endpoint: None,
+            http_listen: None,
+        }
+    }
+}
+
+/// How log lines look. They go to standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
