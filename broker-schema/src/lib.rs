@@ -1,1 +1,57 @@
-//! What travels between trainers, dispatchers and workers: ids, subjects, messages, codec. No I/O.
+//! What travels between trainers, dispatchers and workers.
+//!
+//! Ids, subjects, stream definitions, messages, outcomes, error codes and the
+//! codec. Nothing in here does I/O, so that a front door, a daemon and a test
+//! read the same contract. `docs/protocol.md` tells it in prose.
+
+mod blob;
+pub mod codec;
+pub mod digest;
+mod error;
+pub mod event;
+mod frame;
+mod ids;
+mod outcome;
+mod placement;
+pub mod pool;
+mod schema;
+pub mod session;
+mod step;
+pub mod stream;
+mod subject;
+mod task;
+mod terminal;
+mod time;
+mod validate;
+
+pub use blob::Blob;
+pub use error::{ErrorCode, ErrorInfo};
+pub use frame::{Frame, FrameKind};
+pub use ids::{
+    Epoch, GroupId, InvalidId, PoolId, RunId, SandboxId, TaskId, TenantId, Token, WorkerId,
+};
+pub use outcome::{Attribution, ExitStatus, Outcome};
+pub use placement::{CancelRequest, ControlMessage, Placement};
+pub use schema::json_schemas;
+pub use session::{SandboxRef, SessionOptions};
+pub use step::{Command, FilePatch, FileRead, Step, StepKind};
+pub use subject::{ParsedSubject, Subjects};
+pub use task::{Priority, TaskRequest};
+pub use terminal::{Output, StepResult, Terminal, Times, Usage};
+pub use time::Timestamp;
+pub use validate::{Invalid, Limits as RequestLimits};
+
+/// Version of every payload in this crate, sent in the header [`HEADER_SCHEMA`].
+/// Fields are only added; a reader ignores what it does not know.
+pub const SCHEMA_VERSION: u32 = 1;
+/// Oldest version that this code still reads.
+pub const SCHEMA_OLDEST: u32 = 1;
+
+/// Header: schema version of the payload, decimal.
+pub const HEADER_SCHEMA: &str = "Remuda-Schema";
+/// Header: `application/msgpack` (also when absent) or `application/json`.
+pub const HEADER_CONTENT_TYPE: &str = "Content-Type";
+/// Header: W3C trace context.
+pub const HEADER_TRACEPARENT: &str = "traceparent";
+/// Header: W3C trace state.
+pub const HEADER_TRACESTATE: &str = "tracestate";

@@ -1,0 +1,108 @@
+//! The task request: what a trainer publishes.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Blob, GroupId, PoolId, RunId, SandboxRef, SessionOptions, Step, TaskId, TenantId, Timestamp,
+};
+
+/// An ordered list of steps with one terminal result. The bytes of the request
+/// are its identity: the same id with other bytes is refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TaskRequest {
+    pub id: TaskId,
+    pub tenant: TenantId,
+    pub run: RunId,
+    pub pool: PoolId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupId>,
+    #[serde(default)]
+    pub priority: Priority,
+    pub steps: Vec<Step>,
+    /// Environment of every command; a step's own entries win.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Blob>,
+    /// Milliseconds that one attempt may run, all steps together. Default 30 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// The task ends as `expired` when it has not finished by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
+    /// Go on with the next step after one that did not exit with 0.
+    #[serde(default)]
+    pub continue_on_failure: bool,
+    /// Keep the sandbox: the terminal names it, and later tasks may name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<SessionOptions>,
+    /// Run in this session's sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SandboxRef>,
+    /// Close the session after this task.
+    #[serde(default)]
+    pub close_session: bool,
+    pub submitted_at: Timestamp,
+}
+
+/// Which tasks of a tenant go first.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    High,
+    #[default]
+    Normal,
+    Low,
+}
+
+impl Priority {
+    /// Highest first.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+}
+
+impl TaskRequest {
+    /// What one attempt may take when the request does not say.
+    pub const DEFAULT_TIMEOUT_MS: u64 = 30_000;
+    /// Bytes kept of each output stream of a step when the step does not say.
+    pub const DEFAULT_OUTPUT_LIMIT: u64 = 8 << 20;
+
+    /// A request with a new id and the default everything.
+    pub fn new(tenant: TenantId, run: RunId, pool: PoolId, steps: Vec<Step>) -> Self {
+        Self {
+            id: TaskId::new(),
+            tenant,
+            run,
+            pool,
+            group: None,
+            priority: Priority::default(),
+            steps,
+            env: BTreeMap::new(),
+            timeout_ms: None,
+            deadline: None,
+            continue_on_failure: false,
+            keep_alive: None,
+            session: None,
+            close_session: false,
+            submitted_at: Timestamp::now(),
+        }
+    }
+
+    /// The `Nats-Msg-Id` of the request.
+    pub fn message_id(&self) -> String {
+        format!("{}/{}", self.tenant, self.id)
+    }
+}
