@@ -1,0 +1,89 @@
+//! redis-server.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::{Kind, Server};
+use crate::binaries::tool;
+
+/// How a redis-server is started.
+#[derive(Debug, Default, Clone)]
+pub struct Redis {
+    /// Appended to the command line.
+    pub args: Vec<String>,
+}
+
+impl Kind for Redis {
+    fn command(&self, address: SocketAddr, data: &Path, _name: &str) -> anyhow::Result<Command> {
+        let mut command = Command::new(tool("redis-server")?);
+        command
+            .args(["--bind", &address.ip().to_string()])
+            .args(["--port", &address.port().to_string()])
+            .arg("--dir")
+            .arg(data)
+            .args(["--appendonly", "yes", "--appendfsync", "everysec"])
+            .args(["--save", "", "--maxmemory-policy", "noeviction"])
+            .args(["--daemonize", "no"])
+            .args(&self.args);
+        Ok(command)
+    }
+
+    async fn answers(&self, address: SocketAddr, _name: &str, pid: i32) -> Result<(), String> {
+        let ask = |words: &'static [&'static str]| async move {
+            let reply = request(address, words).await;
+            reply.map_err(|error| error.to_string())?
+        };
+        ask(&["PING"]).await?;
+        let info = ask(&["INFO", "server"]).await?;
+        if info.lines().any(|line| line == format!("process_id:{pid}")) {
+            Ok(())
+        } else {
+            Err(format!("another server than process {pid} answers there"))
+        }
+    }
+}
+
+impl Server<Redis> {
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    /// Runs one command on a connection of its own. An answer that is an error
+    /// is a failure; numbers come as text.
+    pub async fn command(&self, words: &[&str]) -> anyhow::Result<String> {
+        let reply = request(self.address(), words).await?;
+        reply.map_err(|error| anyhow::anyhow!("redis answers `{}` with: {error}", words.join(" ")))
+    }
+}
+
+/// The answer, or the error that the server answers with.
+async fn request(address: SocketAddr, words: &[&str]) -> io::Result<Result<String, String>> {
+    let mut stream = BufReader::new(TcpStream::connect(address).await?);
+    let mut text = format!("*{}\r\n", words.len());
+    for word in words {
+        text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+    }
+    stream.write_all(text.as_bytes()).await?;
+
+    let mut line = String::new();
+    stream.read_line(&mut line).await?;
+    let line = line.trim_end();
+    let unexpected = || io::Error::other(format!("not an answer of Redis: {line:?}"));
+    let (kind, rest) = line.split_at_checked(1).ok_or_else(unexpected)?;
+    match kind {
+        "+" | ":" => Ok(Ok(rest.to_owned())),
+        "-" => Ok(Err(rest.to_owned())),
+        "$" if rest == "-1" => Ok(Err("nothing".to_owned())),
+        "$" => {
+            let mut bytes = vec![0; rest.parse().map_err(|_| unexpected())?];
+            stream.read_exact(&mut bytes).await?;
+            Ok(Ok(String::from_utf8_lossy(&bytes).into_owned()))
+        }
+        _ => Err(unexpected()),
+    }
+}
