@@ -19,3 +19,30 @@ impl fmt::Display for Chain<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Chain;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("file cannot be read")]
+    struct Read(#[source] std::io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("configuration is missing")]
+    struct Configure(#[source] Read);
+
+    #[test]
+    fn prints_every_source_once() {
+        let error = Configure(Read(std::io::Error::other("disk is gone")));
+        assert_eq!(
+            Chain(&error).to_string(),
+            "configuration is missing: file cannot be read: disk is gone"
+        );
+    }
+
+    #[test]
+    fn prints_an_error_without_source_alone() {
+        assert_eq!(Chain(&std::io::Error::other("alone")).to_string(), "alone");
+    }
+}

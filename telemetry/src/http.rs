@@ -120,3 +120,29 @@ async fn metrics(State(registry): State<Registry>) -> Response {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Readiness;
+
+    #[test]
+    fn ready_only_when_every_part_is() {
+        let readiness = Readiness::new(&["nats", "redis"]);
+        assert_eq!(readiness.missing(), ["nats", "redis"]);
+        let clone = readiness.clone();
+        clone.set("nats", true);
+        assert_eq!(readiness.missing(), ["redis"]);
+        assert!(!readiness.is_ready());
+        clone.set("redis", true);
+        assert!(readiness.is_ready());
+        clone.set("nats", false);
+        assert_eq!(readiness.missing(), ["nats"]);
+    }
+
+    #[test]
+    fn an_undeclared_part_changes_nothing() {
+        let readiness = Readiness::new(&["nats"]);
+        readiness.set("nast", true);
+        assert_eq!(readiness.missing(), ["nats"]);
+    }
+}

@@ -13,13 +13,14 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use prometheus::Registry;
 use tokio::sync::oneshot;
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::http::{HttpServer, Readiness};
-use crate::options::{LogFormat, TelemetryOptions};
+use crate::log;
+use crate::options::TelemetryOptions;
 use crate::propagate;
 use crate::runtime_thread::RuntimeThread;
 
@@ -100,11 +101,7 @@ struct Traces {
 /// Sets up logs, traces and metrics of the process under the name `service`. Once per process;
 /// inside a runtime or outside.
 pub fn init(service: &str, options: &TelemetryOptions) -> Result<Telemetry, TelemetryError> {
-    let filter =
-        EnvFilter::try_new(&options.log_filter).map_err(|source| TelemetryError::LogFilter {
-            filter: options.log_filter.clone(),
-            source,
-        })?;
+    let log = log::layer(options, io::stderr, io::stderr().is_terminal())?;
     let resource = Resource::builder_empty()
         .with_service_name(service.to_owned())
         .with_attribute(opentelemetry::KeyValue::new(
@@ -139,7 +136,7 @@ pub fn init(service: &str, options: &TelemetryOptions) -> Result<Telemetry, Tele
     let metrics = metrics.build();
 
     tracing_subscriber::registry()
-        .with(log_layer(options.log_format).with_filter(filter))
+        .with(log)
         .with(traces.as_ref().map(|traces| {
             tracing_opentelemetry::layer()
                 .with_tracer(traces.provider.tracer("remuda"))
@@ -268,21 +265,5 @@ impl Otlp {
             metrics,
             thread,
         })
-    }
-}
-
-fn log_layer<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-{
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    match format {
-        LogFormat::Human => layer.with_ansi(io::stderr().is_terminal()).boxed(),
-        LogFormat::Json => layer
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(true)
-            .boxed(),
     }
 }

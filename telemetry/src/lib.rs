@@ -3,6 +3,7 @@
 mod chain;
 mod http;
 mod init;
+mod log;
 pub mod metrics;
 mod options;
 pub mod propagate;

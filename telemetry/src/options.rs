@@ -38,3 +38,33 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{LogFormat, TelemetryOptions};
+
+    #[test]
+    fn what_is_left_out_is_the_default() {
+        let options: TelemetryOptions =
+            serde_json::from_str(r#"{"log_format": "json", "http_listen": "127.0.0.1:0"}"#)
+                .unwrap();
+        let expected = TelemetryOptions {
+            log_format: LogFormat::Json,
+            http_listen: Some("127.0.0.1:0".parse().unwrap()),
+            ..TelemetryOptions::default()
+        };
+        assert_eq!(options, expected);
+        assert_eq!(options.log_filter, "info");
+    }
+
+    #[test]
+    fn a_misspelt_option_is_named() {
+        let error = serde_json::from_str::<TelemetryOptions>(r#"{"log_fromat": "json"}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`log_fromat`") && error.contains("`log_format`"),
+            "{error}"
+        );
+    }
+}

@@ -188,3 +188,78 @@ pub fn record_remote_span(parent: &TraceHeaders, span: &RemoteSpan<'_>) {
     }
     recorded.end_with_timestamp(span.end.max(span.start));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{TRACEPARENT, TRACESTATE, TraceHeaders, enable, set_parent};
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn a_span_carries_on_the_trace_that_came_in() {
+        let provider = SdkTracerProvider::builder().build();
+        enable(provider.tracer("remote"));
+        let subscriber = tracing_subscriber::registry()
+            .with(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
+        let _subscriber = tracing::subscriber::set_default(subscriber);
+
+        let incoming = TraceHeaders::incoming(Some(PARENT), Some("vendor=value"));
+        let span = tracing::info_span!("task");
+        set_parent(&span, &incoming);
+        let _entered = span.entered();
+        let outgoing = TraceHeaders::current();
+        let parent = outgoing.traceparent.as_deref().unwrap();
+        let fields: Vec<&str> = parent.split('-').collect();
+        assert_eq!((fields[0], fields[1], fields[3]), ("00", TRACE, "01"));
+        assert_ne!(
+            fields[2], "b7ad6b7169203331",
+            "the outgoing parent is the span itself"
+        );
+        assert_eq!(outgoing.tracestate.as_deref(), Some("vendor=value"));
+        assert_eq!(TraceHeaders::current_or(&incoming), outgoing);
+
+        // What goes out comes in again elsewhere as it was.
+        let mut carried = Vec::new();
+        outgoing.inject(|key, value| carried.push((key, value.to_owned())));
+        assert_eq!(
+            carried.iter().map(|(key, _)| *key).collect::<Vec<_>>(),
+            [TRACEPARENT, TRACESTATE]
+        );
+        let again = TraceHeaders::incoming(Some(&carried[0].1), Some(&carried[1].1));
+        assert_eq!(again, outgoing);
+    }
+
+    #[test]
+    fn what_is_no_trace_context_is_left_out() {
+        let long = format!("{PARENT}-{}", "0".repeat(200));
+        let bad = [
+            None,
+            Some(""),
+            Some("garbage"),
+            Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"),
+            Some("00-00000000000000000000000000000000-b7ad6b7169203331-01"),
+            Some("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01"),
+            Some("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            Some(long.as_str()),
+        ];
+        for parent in bad {
+            let headers = TraceHeaders::incoming(parent, Some("vendor=value"));
+            assert_eq!(headers, TraceHeaders::default(), "{parent:?}");
+            headers.inject(|key, _| panic!("{key} was written for {parent:?}"));
+        }
+    }
+
+    #[test]
+    fn a_bad_tracestate_does_not_cost_the_parent() {
+        let long = "v".repeat(513);
+        for state in [Some(""), Some("a=b\r\nEvil: yes"), Some(long.as_str())] {
+            let headers = TraceHeaders::incoming(Some(PARENT), state);
+            assert_eq!(headers.traceparent.as_deref(), Some(PARENT));
+            assert_eq!(headers.tracestate, None, "{state:?}");
+        }
+    }
+}

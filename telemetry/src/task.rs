@@ -193,3 +193,142 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("(not text)")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io;
+    use std::sync::Once;
+    use std::time::{Duration, Instant};
+
+    use super::{TaskGroup, spawn};
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    thread_local! {
+        static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// What was logged on this thread: a test and its tasks run on one, beside other tests.
+    struct Log;
+
+    impl Log {
+        fn capture() {
+            // One subscriber for all: a scoped one may miss call sites that another test met first.
+            static INIT: Once = Once::new();
+            INIT.call_once(|| {
+                let subscriber = tracing_subscriber::fmt()
+                    .with_ansi(false)
+                    .with_writer(|| Log);
+                tracing::subscriber::set_global_default(subscriber.finish()).unwrap();
+            });
+        }
+
+        fn text() -> String {
+            LOG.with_borrow(|log| String::from_utf8(log.clone()).unwrap())
+        }
+    }
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_logged_with_the_task_and_its_span_and_spares_the_group() {
+        Log::capture();
+        let group = TaskGroup::new();
+        let span = tracing::info_span!("attempt", task_id = 7);
+        let bad = span.in_scope(|| group.spawn("renewer", async { panic!("no {}", "lease") }));
+        let good = group.spawn("fetcher", async { 5 });
+        let error: tokio::task::JoinError = bad.await.map(|(): ()| ()).unwrap_err();
+        assert!(error.is_panic());
+        assert_eq!(good.await.unwrap(), 5);
+        assert_eq!(group.running(), 0);
+        let text = Log::text();
+        for part in [
+            "ERROR",
+            "attempt{task_id=7}",
+            "task=\"renewer\"",
+            "no lease",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_without_a_group_is_watched_too() {
+        Log::capture();
+        assert!(
+            spawn("alone", async { panic!("boom") })
+                .await
+                .map(|(): ()| ())
+                .is_err()
+        );
+        let text = Log::text();
+        assert!(
+            text.contains("task=\"alone\"") && text.contains("boom"),
+            "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn closing_ends_the_tasks_of_inner_groups_first_and_all() {
+        let group = TaskGroup::new();
+        let inner = group.child();
+        for owner in [&group, &inner] {
+            let token = owner.token().clone();
+            owner.spawn("loop", async move { token.cancelled().await });
+        }
+        assert_eq!((group.running(), inner.running()), (2, 1));
+        assert!(inner.close_and_wait(LONG).await);
+        assert_eq!((group.running(), inner.running()), (1, 0));
+        assert!(!group.token().is_cancelled());
+        assert!(group.close_and_wait(LONG).await);
+    }
+
+    #[tokio::test]
+    async fn closing_a_group_waits_for_inner_groups() {
+        let group = TaskGroup::new();
+        let inner = group.child();
+        let (release, wait) = tokio::sync::oneshot::channel::<()>();
+        inner.spawn("stubborn", wait);
+        assert!(!group.close_and_wait(Duration::from_millis(20)).await);
+        assert!(inner.token().is_cancelled());
+        release.send(()).unwrap();
+        assert!(group.close_and_wait(LONG).await);
+    }
+
+    #[tokio::test]
+    async fn the_bound_holds_and_names_who_did_not_end() {
+        Log::capture();
+        let group = TaskGroup::new();
+        let stuck = group.spawn("stuck", std::future::pending::<()>());
+        group.spawn("brief", async {});
+        let began = Instant::now();
+        assert!(!group.close_and_wait(Duration::from_millis(30)).await);
+        assert!(began.elapsed() >= Duration::from_millis(30));
+        assert!(began.elapsed() < LONG);
+        let text = Log::text();
+        assert!(
+            text.contains("stuck (1)") && !text.contains("brief"),
+            "{text}"
+        );
+        stuck.abort();
+        assert!(group.wait(LONG).await, "an aborted task has ended");
+    }
+
+    #[tokio::test]
+    async fn waiting_does_not_cancel() {
+        let group = TaskGroup::new();
+        assert_eq!(group.spawn("sum", async { 1 + 1 }).await.unwrap(), 2);
+        assert!(group.wait(LONG).await);
+        assert!(!group.token().is_cancelled());
+    }
+}
