@@ -33,7 +33,7 @@ impl Readiness {
         }
     }
 
-    pub fn set(&self, name: &'static str, ready: bool) {
+    pub fn set(&self, name: &str, ready: bool) {
         let Some((_, state)) = self.parts.iter().find(|(part, _)| *part == name) else {
             tracing::error!(part = name, "readiness of an undeclared part was set");
             return;

@@ -27,7 +27,10 @@ where
     let filter = filter.and(filter_fn(move |event| {
         with_notes || !is_exporters_note(event)
     }));
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    // Its own errors would be printed to standard error, and when that is what is gone, panic.
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .log_internal_errors(false);
     Ok(match options.log_format {
         LogFormat::Human => lines.with_ansi(colours).with_filter(filter).boxed(),
         LogFormat::Json => lines

@@ -71,6 +71,9 @@ impl TraceHeaders {
 
     /// The context of the current span; empty, after one branch, when nothing is exported.
     pub fn current() -> Self {
+        if !exporting() {
+            return Self::default();
+        }
         Self::of(&tracing::Span::current())
     }
 
