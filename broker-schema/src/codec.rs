@@ -114,7 +114,11 @@ fn explain<E: std::error::Error>(error: serde_path_to_error::Error<E>) -> ErrorI
         ErrorCode::UnparsablePayload
     };
     let info = ErrorInfo::new(code, reason);
-    if path == "." { info } else { info.at(path) }
+    if matches!(path.as_str(), "." | "?") {
+        info
+    } else {
+        info.at(path)
+    }
 }
 
 #[cfg(test)]
