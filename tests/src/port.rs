@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::getuid;
 
 /// Below the range that the kernel hands out to outgoing connections.
 const FIRST: u16 = 12_000;
@@ -57,7 +58,7 @@ impl Port {
 }
 
 fn try_lock(number: u16) -> anyhow::Result<Option<Flock<File>>> {
-    let folder: PathBuf = std::env::temp_dir().join("remuda-test-ports");
+    let folder: PathBuf = std::env::temp_dir().join(format!("remuda-test-ports-{}", getuid()));
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make {}", folder.display()))?;
     let path = folder.join(number.to_string());

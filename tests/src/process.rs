@@ -1,7 +1,6 @@
 //! A child process that a test owns: in a process group of its own, its output
 //! in files, gone with the test.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -48,7 +47,7 @@ impl Process {
 
     fn spawn_with(mut command: Command, stdin: Stdio) -> anyhow::Result<Self> {
         let program = Path::new(command.get_program()).file_name();
-        let name = program.unwrap_or(OsStr::new("child")).display().to_string();
+        let name = program.map_or_else(|| "child".to_owned(), |file| file.display().to_string());
         let logs = tempfile::Builder::new()
             .prefix("remuda-test-log-")
             .tempdir()

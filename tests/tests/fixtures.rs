@@ -272,6 +272,7 @@ async fn a_killed_test_leaves_nothing() -> anyhow::Result<()> {
     let mut again = Command::new(std::env::current_exe()?);
     again
         .args(["--exact", "a_killed_test_leaves_nothing", "--nocapture"])
+        .env("TMPDIR", folder.path())
         .env(VICTIM, &told);
     let victim = Process::spawn(again)?;
     let grandchild = eventually("process id in the file", SHORT, async || {

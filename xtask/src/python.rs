@@ -1,4 +1,5 @@
-//! The virtual environment under `.remuda/venv`, and what comes from PyPI.
+//! The virtual environment under `.remuda/venv`, and what comes from the
+//! Python package index.
 //! Every package is pinned by version; what is executed or graded, by digest.
 
 use std::fs;

@@ -173,18 +173,18 @@ fn report(facts: &Facts) {
 mod tests {
     use super::*;
 
-    fn found(version: Version) -> Option<Found> {
-        Some(Found {
+    fn found(version: Version) -> Found {
+        Found {
             path: "/usr/bin/it".into(),
             version,
-        })
+        }
     }
 
     fn complete() -> Facts {
         Facts {
-            nats_server: found(Version(2, 12, 0)),
-            redis_server: found(Version(7, 0, 15)),
-            system_python: found(Version(3, 11, 2)),
+            nats_server: Some(found(Version(2, 12, 0))),
+            redis_server: Some(found(Version(7, 0, 15))),
+            system_python: Some(found(Version(3, 11, 2))),
             venv_maker: None,
             venv_ready: true,
             linker: Some("/usr/bin/cc".into()),
@@ -236,14 +236,14 @@ mod tests {
     #[test]
     fn servers_at_the_floor_are_used_and_below_it_replaced() {
         let at = Facts {
-            nats_server: found(NATS_FLOOR),
-            redis_server: found(REDIS_FLOOR),
+            nats_server: Some(found(NATS_FLOOR)),
+            redis_server: Some(found(REDIS_FLOOR)),
             ..complete()
         };
         assert_eq!(names(&at), Vec::<&str>::new());
         let below = Facts {
-            nats_server: found(Version(2, 10, 26)),
-            redis_server: found(Version(6, 2, 14)),
+            nats_server: Some(found(Version(2, 10, 26))),
+            redis_server: Some(found(Version(6, 2, 14))),
             ..complete()
         };
         assert_eq!(names(&below), ["redis-server", "nats"]);

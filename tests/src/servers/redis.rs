@@ -64,11 +64,13 @@ impl Server<Redis> {
 /// The answer, or the error that the server answers with.
 async fn request(address: SocketAddr, words: &[&str]) -> io::Result<Result<String, String>> {
     let mut stream = BufReader::new(TcpStream::connect(address).await?);
-    let mut text = format!("*{}\r\n", words.len());
-    for word in words {
-        text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
-    }
-    stream.write_all(text.as_bytes()).await?;
+    let bulk = words
+        .iter()
+        .map(|word| format!("${}\r\n{word}\r\n", word.len()));
+    let text: Vec<String> = std::iter::once(format!("*{}\r\n", words.len()))
+        .chain(bulk)
+        .collect();
+    stream.write_all(text.concat().as_bytes()).await?;
 
     let mut line = String::new();
     stream.read_line(&mut line).await?;
