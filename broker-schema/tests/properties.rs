@@ -1,6 +1,8 @@
 //! Whatever can be said survives the way over the wire, and whatever cannot
 //! be read is refused without a panic.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use broker_schema::codec::{Format, decode, encode};
 use broker_schema::*;
 use proptest::collection::{btree_map, vec};
