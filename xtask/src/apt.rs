@@ -5,13 +5,16 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use crate::shell::{run, which};
+use crate::shell::which;
 
-/// Updates the lists, then installs. While it runs, a `policy-rc.d` that
-/// forbids starting services stands in, unless the machine has one of its own:
-/// Remuda starts its servers itself, on ports of their own.
+/// Updates the lists, then installs. Remuda starts its servers itself, on ports
+/// of their own, so no service is to be started, now or at the next boot: while
+/// packages are installed a `policy-rc.d` that forbids it stands in, unless the
+/// machine has one, and a unit that was not there before is disabled.
 const SCRIPT: &str = r#"set -eu
 policy=/usr/sbin/policy-rc.d
+unit=/lib/systemd/system/redis-server.service
+had_unit=; [ ! -e "$unit" ] || had_unit=yes
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
     trap 'exit 1' HUP INT TERM
@@ -19,8 +22,12 @@ if [ ! -e "$policy" ]; then
     chmod 755 "$policy"
 fi
 export DEBIAN_FRONTEND=noninteractive
-apt-get -qq -o Acquire::Retries=3 update
-apt-get -qq -y -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 install --no-install-recommends "$@"
+apt-get -q -o Acquire::Retries=3 update
+apt-get -q -y -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 \
+    install --no-install-recommends "$@"
+if [ -e "$unit" ] && [ -z "$had_unit" ] && command -v systemctl >/dev/null; then
+    systemctl disable redis-server
+fi
 "#;
 
 pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
@@ -42,7 +49,21 @@ pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
             packages.join(" ")
         );
     };
-    run(command.args(["-c", SCRIPT, "setup"]).args(packages)).context(by_hand)
+    eprintln!("$ apt-get install {}", packages.join(" "));
+    let output = command
+        .args(["-c", SCRIPT, "setup"])
+        .args(packages)
+        .output()
+        .context("cannot start a shell")?;
+    if !output.status.success() {
+        bail!(
+            "installing Debian packages failed ({}):\n{}{}\n{by_hand}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
 }
 
 fn is_root() -> anyhow::Result<bool> {

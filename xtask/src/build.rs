@@ -98,7 +98,7 @@ pub(crate) fn clean(workspace: &Workspace) -> anyhow::Result<()> {
         workspace.data(),
     ] {
         if folder.exists() {
-            println!("removing {}", folder.display());
+            eprintln!("removing {}", folder.display());
             fs::remove_dir_all(&folder)
                 .with_context(|| format!("cannot remove {}", folder.display()))?;
         }

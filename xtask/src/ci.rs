@@ -69,16 +69,16 @@ pub(crate) fn run(workspace: &Workspace, skip: &[Stage]) -> anyhow::Result<()> {
         if skip.contains(&stage) {
             continue;
         }
-        println!("\n=== {}", stage.name());
+        eprintln!("\n=== {}", stage.name());
         let stage_started = Instant::now();
         let outcome = stage.run(workspace);
         let elapsed = stage_started.elapsed();
         let word = if outcome.is_ok() { "passed" } else { "FAILED" };
-        println!("=== {} {word} in {}", stage.name(), seconds(elapsed));
+        eprintln!("=== {} {word} in {}", stage.name(), seconds(elapsed));
         took.push(format!("{} {}", stage.name(), seconds(elapsed)));
         outcome.map_err(|error| error.context(format!("stage `{}`", stage.name())))?;
     }
-    println!(
+    eprintln!(
         "\n=== all passed in {}: {}",
         seconds(started.elapsed()),
         took.join(", ")
@@ -116,7 +116,7 @@ fn deny(workspace: &Workspace) -> anyhow::Result<()> {
     let path = workspace.path_variable()?;
     let folders: Vec<_> = std::env::split_paths(&path).collect();
     if which("cargo-deny", &folders).is_none() {
-        println!("skipped: no cargo-deny here; `cargo install --locked cargo-deny` gets it");
+        eprintln!("skipped: no cargo-deny here; `cargo install --locked cargo-deny` gets it");
         return Ok(());
     }
     shell::run(cargo(workspace)?.args(["deny", "--locked", "check"]))

@@ -24,17 +24,17 @@ pub(crate) fn run(workspace: &Workspace, check: bool) -> anyhow::Result<()> {
             "not as the code generates them: {}; run `cargo xtask generate` and commit the change",
             drift.join(", ")
         );
-        println!("{} generated files are up to date", wanted.len());
+        eprintln!("{} generated files are up to date", wanted.len());
         return Ok(());
     }
     for path in &drift {
         let full = workspace.root().join(path);
         if let Some(text) = wanted.get(Path::new(path)) {
             write(&full, text)?;
-            println!("wrote {path}");
+            eprintln!("wrote {path}");
         } else {
             fs::remove_file(&full).with_context(|| format!("cannot remove {}", full.display()))?;
-            println!("removed {path}");
+            eprintln!("removed {path}");
         }
     }
     Ok(())

@@ -1,9 +1,6 @@
 //! The project's tasks: `cargo xtask setup|build|demo|test|bench|generate|ci`.
-//! This file reads the command line; each task stands in its own module.
-#![expect(
-    clippy::print_stdout,
-    reason = "a task runner speaks to the person who runs it"
-)]
+//! This file reads the command line; each task stands in its own module. What
+//! they say goes to stderr: stdout belongs to the programs that they run.
 
 mod apt;
 mod build;

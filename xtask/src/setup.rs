@@ -93,7 +93,7 @@ pub(crate) fn check(workspace: &Workspace) -> anyhow::Result<()> {
     report(&facts);
     let missing = plan(&facts);
     for install in &missing {
-        println!("missing: {install}");
+        eprintln!("missing: {install}");
     }
     ensure!(
         missing.is_empty(),
@@ -111,9 +111,9 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         report(&facts);
         return Ok(());
     }
-    println!("setup will install:");
+    eprintln!("setup will install:");
     for install in &missing {
-        println!("  {install}");
+        eprintln!("  {install}");
     }
     carry_out(workspace, &missing)?;
 
@@ -122,7 +122,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     if let Some(still) = plan(&facts).first() {
         bail!("installed, and still missing: {still}; put a newer one in PATH and run setup again");
     }
-    println!("setup took {}", seconds(started.elapsed()));
+    eprintln!("setup took {}", seconds(started.elapsed()));
     Ok(())
 }
 
@@ -163,8 +163,8 @@ fn report(facts: &Facts) {
     ];
     for (name, found) in servers {
         match found {
-            Some(Found { path, version }) => println!("{name} {version}: {}", path.display()),
-            None => println!("{name}: none"),
+            Some(Found { path, version }) => eprintln!("{name} {version}: {}", path.display()),
+            None => eprintln!("{name}: none"),
         }
     }
 }

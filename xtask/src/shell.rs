@@ -31,7 +31,7 @@ pub(crate) fn in_workspace(
 /// Prints the command line, runs it with this process's output, and fails
 /// unless it exits with zero.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
-    println!("$ {}", command_line(command));
+    eprintln!("$ {}", command_line(command));
     let status = command
         .status()
         .with_context(|| format!("cannot start `{}`", command_line(command)))?;
