@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use crate::shell::{self, answer, cargo};
 use crate::workspace::Workspace;
@@ -31,12 +31,7 @@ impl Profile {
 
 /// Always built together: in other company, cargo would choose other features
 /// for what they share, and build it again.
-const PACKAGES: [&str; 4] = [
-    "remuda",
-    "remuda-dispatcher",
-    "remuda-worker",
-    "remuda-tests",
-];
+const PACKAGES: [&str; 3] = ["remuda", "remuda-dispatcher", "remuda-worker"];
 
 const SIDECAR: &str = "remuda-sidecar";
 
@@ -53,6 +48,21 @@ pub(crate) fn run(workspace: &Workspace, profile: Profile) -> anyhow::Result<()>
     }
     shell::run(&mut command)?;
     place_sidecar(workspace, &sidecar, profile)
+}
+
+/// One of the built programs, to be run in the workspace.
+pub(crate) fn program(
+    workspace: &Workspace,
+    profile: Profile,
+    name: &str,
+) -> anyhow::Result<Command> {
+    let program = workspace.target().join(profile.folder()).join(name);
+    ensure!(
+        shell::is_executable(&program),
+        "the build left no program {}",
+        program.display()
+    );
+    shell::in_workspace(workspace, program)
 }
 
 /// Builds the sidecar that goes into sandboxes, which may hold no libc: linked

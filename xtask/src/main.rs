@@ -3,6 +3,7 @@
 //! they say goes to stderr: stdout belongs to the programs that they run.
 
 mod apt;
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -99,7 +100,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Build { release } => build::run(&workspace, Profile::from_release(release)),
         Task::Demo { quick, args } => demo::run(&workspace, quick, &args),
         Task::Test { args } => ci::test(&workspace, &args),
-        Task::Bench { args } => demo::bench(&workspace, &args),
+        Task::Bench { args } => bench::run(&workspace, &args),
         Task::Generate { check } => generate::run(&workspace, check),
         Task::Lint => ci::lint(&workspace),
         Task::Docs => ci::docs(&workspace),
