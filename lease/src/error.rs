@@ -1,0 +1,202 @@
+//! What can go wrong: a variant per operation with its inputs, and the fault under it.
+
+use std::time::Duration;
+
+use broker_schema::{ErrorCode, PoolId, SandboxId, TaskId, TenantId, WorkerId};
+use deadpool_redis::PoolError;
+use redis::RedisError;
+
+/// What went wrong between here and Redis.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    #[error("no answer within {after:?}")]
+    Timeout { after: Duration },
+    #[error("no connection")]
+    Pool(#[source] PoolError),
+    #[error("redis refused")]
+    Redis(#[source] RedisError),
+    /// Something else writes under the fleet's keys, or another version does.
+    #[error("unexpected {what}: {found:?}, are other programs using these keys?")]
+    Garbled { what: &'static str, found: String },
+    #[error("cannot write {what} as JSON")]
+    Encode {
+        what: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+    /// 2³² epochs were handed out. A new incarnation begins when the keys are removed.
+    #[error("the epoch counter is spent, delete the key \"incarnation\" to begin a new one")]
+    CounterSpent,
+}
+
+/// An operation that failed. `Fault` says why.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeaseError {
+    #[error("redis options are not usable: {}", problems.join("; "))]
+    Options { problems: Vec<String> },
+    #[error("{url:?} is no redis URL, expected redis://host:port")]
+    Url {
+        url: String,
+        #[source]
+        source: RedisError,
+    },
+    #[error("cannot make a connection pool for redis at {url}")]
+    Pool {
+        url: String,
+        #[source]
+        source: deadpool_redis::BuildError,
+    },
+    #[error("cannot reach redis at {url}, is it running?")]
+    Connect {
+        url: String,
+        #[source]
+        source: Fault,
+    },
+    #[error("redis at {url} is version {found}, at least 7.0 is needed")]
+    TooOld { url: String, found: String },
+    #[error("cannot read or install the incarnation")]
+    Incarnation(#[source] Fault),
+    #[error("cannot register worker {worker}")]
+    Register {
+        worker: WorkerId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot send the heartbeat of worker {worker}")]
+    Heartbeat {
+        worker: WorkerId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot set draining of worker {worker}")]
+    Drain {
+        worker: WorkerId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot deregister worker {worker}")]
+    Deregister {
+        worker: WorkerId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot list workers")]
+    Workers(#[source] Fault),
+    #[error("cannot read or write pools")]
+    Pools(#[source] Fault),
+    #[error("cannot set the targets of worker {worker}")]
+    Targets {
+        worker: WorkerId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot offer {sandboxes} sandboxes of worker {worker} in pool {pool}")]
+    Offer {
+        worker: WorkerId,
+        pool: PoolId,
+        sandboxes: usize,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot withdraw sandbox {sandbox} of worker {worker}")]
+    Withdraw {
+        worker: WorkerId,
+        sandbox: SandboxId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot claim a sandbox of pool {pool} for task {tenant}/{task}")]
+    Claim {
+        tenant: TenantId,
+        task: TaskId,
+        pool: PoolId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot give back the claim of task {tenant}/{task}")]
+    Unclaim {
+        tenant: TenantId,
+        task: TaskId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot renew {leases} leases of worker {worker}")]
+    Renew {
+        worker: WorkerId,
+        leases: usize,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot assign task {tenant}/{task} to sandbox {sandbox}")]
+    Assign {
+        tenant: TenantId,
+        task: TaskId,
+        sandbox: SandboxId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot release the lease of sandbox {sandbox} of worker {worker}")]
+    Release {
+        worker: WorkerId,
+        sandbox: SandboxId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot cancel task {tenant}/{task}")]
+    Cancel {
+        tenant: TenantId,
+        task: TaskId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot reap dead workers")]
+    Reap(#[source] Fault),
+    #[error("cannot list leases")]
+    Leases(#[source] Fault),
+}
+
+impl LeaseError {
+    /// The stable code that users see.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Options { .. } | Self::Url { .. } => ErrorCode::InvalidField,
+            Self::TooOld { .. } => ErrorCode::RedisUnsuitable,
+            _ => match self.fault() {
+                Some(Fault::Garbled { .. } | Fault::Encode { .. } | Fault::CounterSpent) => {
+                    ErrorCode::Internal
+                }
+                _ => ErrorCode::RedisUnreachable,
+            },
+        }
+    }
+
+    /// Whether Redis could not be reached, as opposed to having answered nonsense.
+    pub fn unreachable(&self) -> bool {
+        self.code() == ErrorCode::RedisUnreachable
+    }
+
+    fn fault(&self) -> Option<&Fault> {
+        std::error::Error::source(self).and_then(|source| source.downcast_ref::<Fault>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_follows_the_fault() {
+        let after = Duration::from_secs(1);
+        assert_eq!(
+            LeaseError::Reap(Fault::Timeout { after }).code(),
+            ErrorCode::RedisUnreachable
+        );
+        let garbled = Fault::Garbled {
+            what: "worker id",
+            found: "x y".into(),
+        };
+        assert_eq!(LeaseError::Workers(garbled).code(), ErrorCode::Internal);
+    }
+}

@@ -1,0 +1,62 @@
+//! The scripts, and the one way to run them.
+
+use redis::Script;
+
+/// Every script with the prelude before it.
+#[derive(Debug)]
+pub(crate) struct Scripts {
+    pub(crate) install_incarnation: Script,
+    pub(crate) heartbeat: Script,
+    pub(crate) set_draining: Script,
+    pub(crate) deregister: Script,
+    pub(crate) workers: Script,
+    pub(crate) set_pools: Script,
+    pub(crate) set_targets: Script,
+    pub(crate) offer: Script,
+    pub(crate) withdraw: Script,
+    pub(crate) warm_counts: Script,
+    pub(crate) claim: Script,
+    pub(crate) unclaim: Script,
+    pub(crate) renew: Script,
+    pub(crate) assign: Script,
+    pub(crate) finish: Script,
+    pub(crate) cancel: Script,
+    pub(crate) reap: Script,
+    pub(crate) bury: Script,
+    pub(crate) leases: Script,
+}
+
+macro_rules! script {
+    ($name:literal) => {
+        Script::new(concat!(
+            include_str!("scripts/prelude.lua"),
+            include_str!(concat!("scripts/", $name, ".lua"))
+        ))
+    };
+}
+
+impl Scripts {
+    pub(crate) fn new() -> Self {
+        Self {
+            install_incarnation: script!("install_incarnation"),
+            heartbeat: script!("heartbeat"),
+            set_draining: script!("set_draining"),
+            deregister: script!("deregister"),
+            workers: script!("workers"),
+            set_pools: script!("set_pools"),
+            set_targets: script!("set_targets"),
+            offer: script!("offer"),
+            withdraw: script!("withdraw"),
+            warm_counts: script!("warm_counts"),
+            claim: script!("claim"),
+            unclaim: script!("unclaim"),
+            renew: script!("renew"),
+            assign: script!("assign"),
+            finish: script!("finish"),
+            cancel: script!("cancel"),
+            reap: script!("reap"),
+            bury: script!("bury"),
+            leases: script!("leases"),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+-- A session's next task begins in its sandbox: cancelling finds it by this.
+-- ARGV: worker, sandbox, incarnation, counter, tenant, run, task, life of the record ms
+-- Answers: {'ok'} | {'cancelled'} | {'stale'}
+local worker, id, tenant, run, task = ARGV[1], ARGV[2], ARGV[5], ARGV[6], ARGV[7]
+local record = sandbox_of(id)
+if incarnation() ~= ARGV[3] or not holds(record, worker, ARGV[3], ARGV[4])
+  or not leased(record, clock()) then
+  return { 'stale' }
+end
+local claim = key('task', tenant, task)
+redis.call('HSET', key('sandbox', id), 'tenant', tenant, 'run', run, 'task', task, 'attempt', '1')
+redis.call('HSET', claim, 'sandbox', id, 'incarnation', ARGV[3], 'counter', ARGV[4])
+redis.call('PEXPIRE', claim, ARGV[8])
+if redis.call('HGET', claim, 'cancelled') then return { 'cancelled' } end
+return { 'ok' }

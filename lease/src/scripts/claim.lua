@@ -1,0 +1,71 @@
+-- Claims a warm sandbox of a pool for one attempt at a task.
+-- ARGV: tenant, run, task, pool, request digest, most attempts, nonce, ttl ms,
+--       life of the task's record ms, '1' to claim a finished task again
+-- Answers: {'granted', sandbox, worker, incarnation, counter, attempt}
+--          {'none_warm'} | {'busy', ms that the other lease has left}
+--          {'cancelled'} | {'finished'} | {'exhausted', attempts}
+--          {'conflict', digest of the first} | {'no_incarnation'} | {'counter_spent'}
+-- The same nonce gets the same grant for as long as it holds.
+local tenant, run, task, pool, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local most, nonce, ttl = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
+local current = incarnation()
+if not current then return { 'no_incarnation' } end
+local now = clock()
+local record = key('task', tenant, task)
+local fields = redis.call('HMGET', record, 'digest', 'attempts', 'cancelled', 'finished',
+  'sandbox', 'nonce', 'incarnation', 'counter')
+local attempts = tonumber(fields[2] or nil) or 0
+if fields[1] and fields[1] ~= digest then return { 'conflict', fields[1] } end
+if fields[3] then return { 'cancelled' } end
+if fields[4] and ARGV[10] ~= '1' then return { 'finished' } end
+if fields[5] then
+  local held = sandbox_of(fields[5])
+  if held and held.task == task and held.tenant == tenant and leased(held, now)
+    and held.incarnation == fields[7] and held.counter == fields[8]
+    and alive(held.worker, now, ttl) then
+    if fields[6] == nonce then
+      return { 'granted', fields[5], held.worker, held.incarnation, held.counter, int(attempts) }
+    end
+    return { 'busy', int(tonumber(held['until']) - now) }
+  end
+  -- The lease ran out or its worker did: whoever still renews it must lose.
+  if held and held.task == task and held.tenant == tenant and held.state == 'leased' then
+    forget(fields[5], held)
+  end
+end
+if attempts >= most then return { 'exhausted', int(attempts) } end
+
+-- Whatever stands in the inventory and cannot be handed out is dropped: a
+-- worker that is well offers its idle sandboxes again.
+local function pick()
+  local warm = key('warm', pool)
+  for _ = 1, 1000 do
+    local id = redis.call('ZRANGE', warm, 0, 0)[1]
+    if not id then return nil end
+    redis.call('ZREM', warm, id)
+    local found = sandbox_of(id)
+    if found and found.state == 'warm' and found.pool == pool then
+      if found.incarnation == current and alive(found.worker, now, ttl)
+        and redis.call('HGET', key('worker', found.worker), 'draining') ~= '1' then
+        return id, found.worker
+      end
+      forget(id, found)
+    end
+  end
+end
+
+if (tonumber(redis.call('GET', key('counter')) or nil) or 0) >= 4294967295 then
+  return { 'counter_spent' }
+end
+local id, worker = pick()
+if not id then return { 'none_warm' } end
+local counter = int(redis.call('INCR', key('counter')))
+attempts = attempts + 1
+redis.call('HSET', key('sandbox', id), 'state', 'leased', 'incarnation', current,
+  'counter', counter, 'until', int(now + ttl), 'tenant', tenant, 'run', run, 'task', task,
+  'attempt', int(attempts), 'nonce', nonce)
+redis.call('HDEL', record, 'finished')
+redis.call('HSET', record, 'digest', digest, 'attempts', int(attempts), 'sandbox', id,
+  'nonce', nonce, 'incarnation', current, 'counter', counter)
+redis.call('PEXPIRE', record, ARGV[9])
+return { 'granted', id, worker, current, counter, int(attempts) }

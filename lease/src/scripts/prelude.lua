@@ -1,0 +1,69 @@
+-- Stands before every script. KEYS[1] is the root that all keys begin with;
+-- src/keys.rs says what each holds. Answers are lists of text: the first says
+-- which answer it is.
+local root = KEYS[1]
+
+local function key(...)
+  return root .. ':' .. table.concat({ ... }, ':')
+end
+
+-- Redis prints large numbers as floats; ids of milliseconds must not be.
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- Milliseconds by the server's clock: the only one that all parties share.
+local function clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+local function incarnation()
+  return redis.call('GET', key('incarnation')) or nil
+end
+
+-- Whether a worker has been heard of within `ttl` ms.
+local function alive(worker, now, ttl)
+  local seen = tonumber(redis.call('ZSCORE', key('workers'), worker) or nil)
+  return seen ~= nil and now - seen < ttl
+end
+
+-- A sandbox's record as a table; `nil` where there is none.
+local function sandbox_of(id)
+  local names = {
+    'worker', 'pool', 'state', 'incarnation', 'counter', 'until', 'tenant', 'task', 'nonce',
+  }
+  local values = redis.call('HMGET', key('sandbox', id), unpack(names))
+  if not values[1] then return nil end
+  local record = {}
+  for i, name in ipairs(names) do record[name] = values[i] or nil end
+  return record
+end
+
+-- Whether a record is a lease that has not run out.
+local function leased(record, now)
+  return record.state == 'leased' and (tonumber(record['until']) or 0) > now
+end
+
+local function holds(record, worker, epoch_incarnation, epoch_counter)
+  return record ~= nil and record.worker == worker and record.state == 'leased'
+    and record.incarnation == epoch_incarnation and record.counter == epoch_counter
+end
+
+-- Takes a sandbox out of everything.
+local function forget(id, record)
+  redis.call('DEL', key('sandbox', id))
+  redis.call('ZREM', key('warm', record.pool or ''), id)
+  redis.call('SREM', key('held', record.worker), id)
+end
+
+-- Takes a worker, its inventory and its leases out of everything.
+local function forget_worker(worker)
+  for _, id in ipairs(redis.call('SMEMBERS', key('held', worker))) do
+    local record = sandbox_of(id)
+    if record and record.worker == worker then forget(id, record) end
+  end
+  redis.call('DEL', key('held', worker), key('worker', worker), key('targets', worker))
+  redis.call('ZREM', key('workers'), worker)
+end
+
