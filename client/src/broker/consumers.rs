@@ -1,0 +1,124 @@
+//! Durable consumers: made, compared, removed.
+
+use async_nats::jetstream::consumer::{AckPolicy, Config};
+use async_nats::jetstream::{consumer, response::Response};
+use broker_schema::stream::ConsumerDef;
+use serde::Serialize;
+
+use super::error::Cause;
+use super::{Broker, BrokerError};
+
+const CONSUMER_NOT_FOUND: u64 = 10014;
+const STREAM_NOT_FOUND: u64 = 10059;
+
+#[derive(Serialize)]
+struct Create<'a> {
+    stream_name: &'a str,
+    config: &'a Config,
+    /// Empty: make it, or bring it to this configuration.
+    action: &'static str,
+}
+
+impl Broker {
+    /// Makes a durable consumer or brings it to its definition, and compares
+    /// what came of it.
+    pub async fn ensure_consumer(&self, def: &ConsumerDef) -> Result<(), BrokerError> {
+        let failed = |source: Cause| BrokerError::Consumer {
+            operation: "make",
+            stream: def.stream.clone(),
+            consumer: def.durable.clone(),
+            source,
+        };
+        let wanted = config(def);
+        let subject = format!(
+            "CONSUMER.CREATE.{}.{}.{}",
+            def.stream, def.durable, def.filter
+        );
+        let request = Create {
+            stream_name: &def.stream,
+            config: &wanted,
+            action: "",
+        };
+        let response: Response<consumer::Info> = self
+            .jetstream()
+            .request(subject, &request)
+            .await
+            .map_err(|error| failed(error.into()))?;
+        match response {
+            Response::Ok(info) => compare(def, &wanted, &info.config),
+            Response::Err { error } if error.error_code().0 == STREAM_NOT_FOUND => {
+                Err(BrokerError::StreamMissing {
+                    stream: def.stream.clone(),
+                })
+            }
+            Response::Err { error } => Err(failed(error.into())),
+        }
+    }
+
+    /// Removes a consumer; false where there was none.
+    pub async fn delete_consumer(&self, stream: &str, durable: &str) -> Result<bool, BrokerError> {
+        let failed = |source: Cause| BrokerError::Consumer {
+            operation: "remove",
+            stream: stream.to_owned(),
+            consumer: durable.to_owned(),
+            source,
+        };
+        let response: Response<serde::de::IgnoredAny> = self
+            .jetstream()
+            .request(format!("CONSUMER.DELETE.{stream}.{durable}"), &())
+            .await
+            .map_err(|error| failed(error.into()))?;
+        match response {
+            Response::Ok(_) => Ok(true),
+            Response::Err { error }
+                if [CONSUMER_NOT_FOUND, STREAM_NOT_FOUND].contains(&error.error_code().0) =>
+            {
+                Ok(false)
+            }
+            Response::Err { error } => Err(failed(error.into())),
+        }
+    }
+}
+
+fn config(def: &ConsumerDef) -> Config {
+    Config {
+        durable_name: Some(def.durable.clone()),
+        name: Some(def.durable.clone()),
+        filter_subject: def.filter.clone(),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: def.ack_wait,
+        max_ack_pending: def.max_ack_pending,
+        max_waiting: def.max_waiting,
+        inactive_threshold: def.inactive_threshold,
+        // Attempts are counted at the claim; the server must never give up on
+        // a message by itself.
+        max_deliver: -1,
+        ..Config::default()
+    }
+}
+
+fn compare(def: &ConsumerDef, wanted: &Config, found: &Config) -> Result<(), BrokerError> {
+    type Show = fn(&Config) -> String;
+    let settings: [(&'static str, Show); 7] = [
+        ("filter_subject", |c| c.filter_subject.clone()),
+        ("ack_policy", |c| format!("{:?}", c.ack_policy)),
+        ("ack_wait", |c| format!("{:?}", c.ack_wait)),
+        ("max_ack_pending", |c| c.max_ack_pending.to_string()),
+        ("max_waiting", |c| c.max_waiting.to_string()),
+        ("max_deliver", |c| c.max_deliver.to_string()),
+        ("deliver_subject", |c| format!("{:?}", c.deliver_subject)),
+    ];
+    for (setting, show) in settings {
+        let (expected, is) = (show(wanted), show(found));
+        if expected != is {
+            return Err(BrokerError::ConsumerMismatch {
+                stream: def.stream.clone(),
+                consumer: def.durable.clone(),
+                setting,
+                expected,
+                found: is,
+            });
+        }
+    }
+    Ok(())
+}

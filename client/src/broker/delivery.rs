@@ -1,0 +1,201 @@
+//! One message that a consumer delivered, and what may be said to it.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message, Request, Subject};
+use broker_schema::codec::Format;
+use broker_schema::{ErrorInfo, HEADER_CONTENT_TYPE, HEADER_TRACEPARENT, HEADER_TRACESTATE};
+use bytes::Bytes;
+use remuda_telemetry::TraceHeaders;
+
+use super::BrokerError;
+use super::connect::REQUEST_TIMEOUT;
+use super::error::Cause;
+
+/// A delivered message. The server delivers it again when nothing is said to
+/// it within the consumer's `ack_wait`.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    pub subject: String,
+    pub payload: Bytes,
+    pub headers: Option<HeaderMap>,
+    pub stream_sequence: u64,
+    pub consumer_sequence: u64,
+    /// Counts from 1. May go back after a crash of the server: never count
+    /// attempts by it.
+    pub delivered: u64,
+    /// Messages that the consumer has yet to deliver.
+    pub pending: u64,
+    nats: async_nats::Client,
+    reply: Subject,
+}
+
+impl Delivery {
+    /// Takes a message apart; `None` where its reply subject is not JetStream's.
+    pub(crate) fn of(message: Message, nats: &async_nats::Client) -> Option<Self> {
+        let reply = message.reply?;
+        let parsed = AckSubject::parse(&reply)?;
+        Some(Self {
+            subject: message.subject.to_string(),
+            payload: message.payload,
+            headers: message.headers,
+            stream_sequence: parsed.stream_sequence,
+            consumer_sequence: parsed.consumer_sequence,
+            delivered: parsed.delivered,
+            pending: parsed.pending,
+            nats: nats.clone(),
+            reply,
+        })
+    }
+
+    pub fn format(&self) -> Result<Format, ErrorInfo> {
+        format_of(self.headers.as_ref())
+    }
+
+    pub fn trace(&self) -> TraceHeaders {
+        trace_of(self.headers.as_ref())
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(self.headers.as_ref(), name)
+    }
+
+    /// Done: waits until the server has taken note, at most as long as a
+    /// request may take. Proves receipt, not ownership.
+    pub async fn ack(&self) -> Result<(), BrokerError> {
+        let request = Request::new()
+            .payload(Bytes::from_static(b"+ACK"))
+            .timeout(Some(REQUEST_TIMEOUT));
+        self.nats
+            .send_request(self.reply.clone(), request)
+            .await
+            .map(drop)
+            .map_err(|error| self.failed(error.into()))
+    }
+
+    /// Done, without waiting: a repeat must be harmless.
+    pub async fn ack_soon(&self) -> Result<(), BrokerError> {
+        self.say(Bytes::from_static(b"+ACK")).await
+    }
+
+    /// Deliver it again after `delay`.
+    pub async fn nak(&self, delay: Duration) -> Result<(), BrokerError> {
+        let text = format!("-NAK {{\"delay\": {}}}", delay.as_nanos());
+        self.say(text.into()).await
+    }
+
+    /// Still at it: starts `ack_wait` anew.
+    pub async fn progress(&self) -> Result<(), BrokerError> {
+        self.say(Bytes::from_static(b"+WPI")).await
+    }
+
+    /// Never deliver it again.
+    pub async fn term(&self) -> Result<(), BrokerError> {
+        self.say(Bytes::from_static(b"+TERM")).await
+    }
+
+    async fn say(&self, payload: Bytes) -> Result<(), BrokerError> {
+        self.nats
+            .publish(self.reply.clone(), payload)
+            .await
+            .map_err(|error| self.failed(error.into()))
+    }
+
+    fn failed(&self, source: Cause) -> BrokerError {
+        BrokerError::Acknowledge {
+            subject: self.subject.clone(),
+            sequence: self.stream_sequence,
+            source,
+        }
+    }
+}
+
+pub(crate) fn header<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {
+    headers?.get(name).map(async_nats::HeaderValue::as_str)
+}
+
+pub(crate) fn format_of(headers: Option<&HeaderMap>) -> Result<Format, ErrorInfo> {
+    Format::from_content_type(header(headers, HEADER_CONTENT_TYPE))
+}
+
+pub(crate) fn trace_of(headers: Option<&HeaderMap>) -> TraceHeaders {
+    TraceHeaders::incoming(
+        header(headers, HEADER_TRACEPARENT),
+        header(headers, HEADER_TRACESTATE),
+    )
+}
+
+/// What a reply subject of JetStream says. Two forms are about:
+/// `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`
+/// and, with a domain, an account hash before them and maybe a token after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct AckSubject {
+    delivered: u64,
+    stream_sequence: u64,
+    consumer_sequence: u64,
+    pending: u64,
+}
+
+impl AckSubject {
+    fn parse(reply: &str) -> Option<Self> {
+        let rest = reply.strip_prefix("$JS.ACK.")?;
+        let tokens = rest.split('.').count();
+        let before = match tokens {
+            7 => 2,
+            9.. => 4,
+            _ => return None,
+        };
+        let mut numbers = rest.split('.').skip(before);
+        let mut number = || numbers.next()?.parse::<u64>().ok();
+        let delivered = number()?;
+        let stream_sequence = number()?;
+        let consumer_sequence = number()?;
+        let _time = number()?;
+        let pending = number()?;
+        Some(Self {
+            delivered,
+            stream_sequence,
+            consumer_sequence,
+            pending,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_the_reply_subject() {
+        let expected = AckSubject {
+            delivered: 2,
+            stream_sequence: 15,
+            consumer_sequence: 11,
+            pending: 3,
+        };
+        for reply in [
+            "$JS.ACK.REMUDA_REQ.lane-a-b.2.15.11.1700000000000000000.3",
+            "$JS.ACK._.ACCHASH.REMUDA_REQ.lane-a-b.2.15.11.1700000000000000000.3",
+            "$JS.ACK.hub.ACCHASH.REMUDA_REQ.lane-a-b.2.15.11.1700000000000000000.3.xYz9",
+        ] {
+            assert_eq!(AckSubject::parse(reply), Some(expected), "{reply}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_delivery() {
+        for reply in [
+            "",
+            "_INBOX.a.b",
+            "$JS.ACK",
+            "$JS.ACK.",
+            "$JS.ACK.S.C.1.2.3.4",
+            "$JS.ACK.S.C.1.2.3.4.5.6",
+            "$JS.ACK.S.C.x.2.3.4.5",
+            "$JS.ACK.S.C.1.-2.3.4.5",
+            "$JS.ACK.S.C.1.2.3.99999999999999999999999.5",
+        ] {
+            assert_eq!(AckSubject::parse(reply), None, "{reply}");
+        }
+    }
+}
