@@ -1,5 +1,6 @@
 //! Runs the real binary as an ordinary process over a socketpair.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as the tests do")]
 #![allow(
     dead_code,
     unreachable_pub,
@@ -26,6 +27,9 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
+/// Examples are given another one.
+const BINARY: Option<&str> = option_env!("CARGO_BIN_EXE_remuda-sidecar");
+
 pub const EPOCH: u64 = 7;
 /// Past this a wait has failed; nothing takes this long.
 pub const LONG: Duration = Duration::from_secs(20);
@@ -45,6 +49,10 @@ impl Sidecar {
     /// Starts with further arguments; `stdout` may carry a descriptor that one
     /// of them names as number 1.
     pub fn start_with(arguments: &[&str], stdout: Stdio) -> Self {
+        Self::start_binary(BINARY.unwrap(), arguments, stdout)
+    }
+
+    pub fn start_binary(binary: &str, arguments: &[&str], stdout: Stdio) -> Self {
         let root = tempfile::tempdir().unwrap();
         let workspace = root.path().join("workspace");
         std::fs::create_dir(&workspace).unwrap();
@@ -54,7 +62,7 @@ impl Sidecar {
             }
         }
         let (near, far) = StdUnixStream::pair().unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_remuda-sidecar"))
+        let process = Command::new(binary)
             .args(["--fd", "0", "--root"])
             .arg(root.path())
             .arg("--workspace")
