@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use support::{Sidecar, command};
 
 const RUNS: usize = 2000;
+const MEGABYTES: u64 = 256;
 
 fn percentiles(name: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
@@ -59,7 +60,6 @@ async fn main() {
     }
     percentiles("health", health);
 
-    const MEGABYTES: u64 = 256;
     let mut request = command(&["head", "-c", &(MEGABYTES << 20).to_string(), "/dev/zero"]);
     request.output_limit = u64::MAX;
     let started = Instant::now();

@@ -140,10 +140,7 @@ fn program() -> Result<BpfProgram, BackendError> {
     );
     rules.insert(
         libc::SYS_ioctl,
-        vec![
-            equal(1, libc::TIOCSTI as u64)?,
-            equal(1, libc::TIOCLINUX as u64)?,
-        ],
+        vec![equal(1, libc::TIOCSTI)?, equal(1, libc::TIOCLINUX)?],
     );
     rules.insert(
         libc::SYS_personality,

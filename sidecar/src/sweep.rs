@@ -177,7 +177,7 @@ mod tests {
             fs::write(path.join(format!("a/b/c/{n}")), "x").unwrap();
             fs::create_dir(path.join(format!("d{n}"))).unwrap();
         }
-        fs::set_permissions(path.join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path.join("a/b"), fs::Permissions::from_mode(0o000)).unwrap();
         assert!(sweep(path, 10) > 10);
         assert_eq!(fs::read_dir(path).unwrap().count(), 0);
         assert!(outside.path().join("stays").exists());
