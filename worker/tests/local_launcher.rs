@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -99,7 +100,11 @@ fn descendants() -> BTreeSet<u32> {
 /// Folders of this test's launcher in every cgroup hierarchy. The launcher's names start with
 /// the process id.
 fn cgroup_folders() -> Vec<PathBuf> {
-    let own = format!("{}-", std::process::id());
+    cgroup_folders_of(std::process::id())
+}
+
+fn cgroup_folders_of(worker: u32) -> Vec<PathBuf> {
+    let own = format!("{worker}-");
     let mounts = HostProbe::run().cgroups;
     let mut found = Vec::new();
     for controller in remuda_worker::backend::local::Controller::ALL {
@@ -153,7 +158,9 @@ async fn the_launcher_leaves_nothing_behind() {
     a_dropped_sandbox_is_cleaned_up(options.clone()).await;
     a_killed_forker_takes_its_sandboxes_along(options.clone()).await;
     a_broken_sidecar_is_named(options.clone(), state.path()).await;
-    a_missing_image_is_named(options).await;
+    a_missing_image_is_named(options.clone()).await;
+    links_of_an_image_lead_nowhere(options.clone()).await;
+    a_killed_worker_leaves_nothing(options).await;
     until("no process is left", || descendants().is_empty()).await;
 }
 
@@ -270,6 +277,84 @@ async fn a_missing_image_is_named(options: LocalOptions) {
         other => panic!("{other:?}"),
     }
     launcher.shutdown().await;
+}
+
+/// An image may hold any link; none of them may lead a mount or a folder out of the sandbox.
+async fn links_of_an_image_lead_nowhere(options: LocalOptions) {
+    let image = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    for name in ["proc", "dev", "tmp", "workspace"] {
+        std::os::unix::fs::symlink(outside.path(), image.path().join(name)).unwrap();
+    }
+    fs::write(image.path().join("marker"), "of the image").unwrap();
+    let launcher = LocalLauncher::start(options).await.unwrap();
+    let rootfs = ImageRef::Rootfs(image.path().to_owned());
+    let sandbox = launcher
+        .create(SandboxId::new(), &rootfs, &limits())
+        .await
+        .unwrap();
+    let root = PathBuf::from(format!("/proc/{}/root", sandbox.pid().unwrap()));
+
+    assert_eq!(
+        fs::read_to_string(root.join("marker")).unwrap(),
+        "of the image"
+    );
+    for name in ["proc", "dev", "tmp", "workspace"] {
+        let kind = fs::symlink_metadata(root.join(name)).unwrap().file_type();
+        assert!(kind.is_dir(), "{name}: {kind:?}");
+    }
+    assert!(root.join("dev/null").exists() && root.join("proc/1/status").exists());
+    let refused = fs::write(root.join("proc/sys/kernel/hostname"), "x").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    fs::write(root.join("workspace/file"), "x").unwrap();
+    sandbox.destroy().await.unwrap();
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(image.path()).unwrap().count(), 5);
+    launcher.shutdown().await;
+}
+
+const READY: &str = "two sandboxes are ready";
+
+/// Kills a whole worker, [`a_worker_to_kill`], and looks for what it left.
+async fn a_killed_worker_leaves_nothing(options: LocalOptions) {
+    let mut worker = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_worker_to_kill", "--ignored", "--nocapture"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(worker.stdout.take().unwrap()).lines();
+    assert!(
+        lines.any(|line| line.unwrap().contains(READY)),
+        "the worker ended early"
+    );
+    let all = descendants();
+    assert_eq!(all.len(), 1 + 1 + 2, "worker, forker, sandboxes: {all:?}");
+    assert!(!cgroup_folders_of(worker.id()).is_empty());
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    until("its processes are gone", || {
+        all.iter()
+            .all(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+    })
+    .await;
+    // The next worker removes its cgroups.
+    let launcher = LocalLauncher::start(options).await.unwrap();
+    assert_eq!(cgroup_folders_of(worker.id()), Vec::<PathBuf>::new());
+    launcher.shutdown().await;
+}
+
+/// Not a test: the other process of [`a_killed_worker_leaves_nothing`].
+#[tokio::test]
+#[ignore = "started by another test"]
+async fn a_worker_to_kill() {
+    let state = tempfile::tempdir().unwrap();
+    let options = options_or_skip!(state);
+    let launcher = LocalLauncher::start(options).await.unwrap();
+    let _sandboxes = [create(&launcher).await, create(&launcher).await];
+    println!("{READY}");
+    // Ends with its parent when nobody kills it.
+    let _ = std::io::stdin().read_line(&mut String::new());
 }
 
 /// Figures for people: `cargo test -p remuda-worker --test local_launcher -- --ignored --nocapture`.

@@ -12,7 +12,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use nix::fcntl::AtFlags;
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
@@ -68,7 +68,7 @@ impl Child<'_> {
         for (tree, name) in &self.template.trees {
             bind(tree, &format!("{ROOT}/{name}")).at(Step::Trees)?;
         }
-        self.mount_proc()?;
+        let switches = self.mount_proc()?;
         bind(template::DEV, &format!("{ROOT}/dev")).at(Step::Devices)?;
         bind(SHM, &format!("{ROOT}/dev/shm")).at(Step::Devices)?;
         change_root().at(Step::Pivot)?;
@@ -78,6 +78,7 @@ impl Child<'_> {
         let cgroups = self.cgroups.len();
         let sidecar = self.arrange_descriptors()?;
         self.enter_user_namespace()?;
+        forbid_user_namespaces(&switches).at(Step::NoNesting)?;
         sys::restore_signals().at(Step::Session)?;
         SigSet::empty().thread_set_mask().at(Step::Session)?;
         nix::unistd::setsid().at(Step::Session)?;
@@ -141,7 +142,8 @@ impl Child<'_> {
         .at(Step::Overlay)
     }
 
-    fn mount_proc(&self) -> Result<(), StepError> {
+    /// Returns `/proc/sys` as it was before it became read-only.
+    fn mount_proc(&self) -> Result<OwnedFd, StepError> {
         let proc = format!("{ROOT}/proc");
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         // The sidecar's group sees every process, the user only its own.
@@ -161,13 +163,13 @@ impl Child<'_> {
         for path in &self.templates.masked_folders {
             bind(template::EMPTY, &format!("{ROOT}{path}")).at(Step::MaskProc)?;
         }
-        for path in &self.templates.read_only {
-            let path = format!("{ROOT}{path}");
-            bind(&path, &path).at(Step::MaskProc)?;
-            let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
-            mount(NONE, path.as_str(), NONE, read_only, NONE).at(Step::MaskProc)?;
-        }
-        Ok(())
+        // The kernel's switches: shown, since programs read them, but read-only.
+        let sys = format!("{ROOT}/proc/sys");
+        let switches = fs::File::open(&sys).at(Step::Proc)?;
+        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
+        bind(&sys, &sys).at(Step::MaskProc)?;
+        mount(NONE, sys.as_str(), NONE, read_only, NONE).at(Step::MaskProc)?;
+        out_of_the_way(switches.as_fd())
     }
 
     /// Puts null on 0 to 2, the socket on 3, the cgroups behind it; everything else closes on
@@ -242,6 +244,14 @@ impl Child<'_> {
         nix::unistd::execveat(sidecar, c"", &args, &environment, AtFlags::AT_EMPTY_PATH)
             .at(Step::Exec)
     }
+}
+
+/// No user namespace can be made within this one, whatever the system-call filter lets through:
+/// a new one would give its maker capabilities, and with them most of the kernel to attack.
+fn forbid_user_namespaces(switches: &OwnedFd) -> io::Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = openat(switches, "user/max_user_namespaces", flags, Mode::empty())?;
+    fs::File::from(file).write_all(b"0")
 }
 
 /// A kernel without keyrings has none to share either.

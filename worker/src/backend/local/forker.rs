@@ -82,6 +82,7 @@ impl From<Failure> for Outcome {
 }
 
 fn serve() -> io::Result<()> {
+    sys::close_inherited()?;
     let socket = sys::duplicate_from(io::stdin().as_fd(), RESERVED_FDS)?;
     // The worker's own end of life is also seen as the end of the socket; this is the second way.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;

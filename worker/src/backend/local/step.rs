@@ -48,6 +48,7 @@ steps! {
     UserNamespace = "enter the user namespace",
     Maps = "wait for the user and group maps",
     Identity = "become the sandbox's root user",
+    NoNesting = "forbid nested user namespaces",
     Session = "start a session",
     ParentDeath = "tie the sandbox to its forker",
     Exec = "execute the sidecar",

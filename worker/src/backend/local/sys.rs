@@ -125,6 +125,14 @@ pub(crate) fn duplicate_from(fd: BorrowedFd<'_>, minimum: RawFd) -> io::Result<O
     Ok(unsafe { OwnedFd::from_raw_fd(copy as RawFd) })
 }
 
+/// Closes every descriptor from 3 upwards: what a parent left open by mistake. For a process that
+/// has opened nothing yet.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    // SAFETY: the caller owns no descriptor yet, so none is closed under its owner.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, c_uint::MAX, 0) })?;
+    Ok(())
+}
+
 /// Marks every descriptor from `first` upwards close-on-exec.
 pub(crate) fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     // SAFETY: changes a flag of descriptors and touches no memory.
@@ -224,9 +232,8 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which lives during the call.
-    check(
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into(),
-    )?;
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    check(done.into())?;
     Ok(())
 }
 

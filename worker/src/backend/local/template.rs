@@ -21,7 +21,8 @@ use super::sys;
 
 /// The folders of the forker's tree.
 pub(crate) const DEV: &str = "/dev";
-pub(crate) const EMPTY: &str = "/empty";
+/// Empty and read-only for ever: where sandboxes mount their own shared memory.
+pub(crate) const EMPTY: &str = "/dev/shm";
 /// Where a child mounts its writable layer, and within it its root.
 pub(crate) const SANDBOX: &str = "/sandbox";
 const TEMPLATES: &str = "/templates";
@@ -38,9 +39,13 @@ const EMPTY_FOLDERS: &[&str] = &["dev", "home", "opt", "proc", "root", "run", "v
 const MASKED: &[&str] = &[
     "acpi",
     "asound",
+    "bus",
     "config.gz",
+    "driver",
     "firmware",
+    "fs",
     "interrupts",
+    "irq",
     "kallsyms",
     "kcore",
     "key-users",
@@ -59,9 +64,6 @@ const MASKED: &[&str] = &[
     "timer_stats",
     "vmallocinfo",
 ];
-
-/// Folders under `/proc` that hold switches of the kernel: shown, read-only.
-const READ_ONLY: &[&str] = &["bus", "driver", "fs", "irq", "sys"];
 
 const DEVICES: &[(&str, u64, u64)] = &[
     ("null", 1, 3),
@@ -87,7 +89,6 @@ pub(crate) struct Templates {
     prepared: Vec<Template>,
     pub(crate) masked_files: Vec<String>,
     pub(crate) masked_folders: Vec<String>,
-    pub(crate) read_only: Vec<String>,
 }
 
 impl Templates {
@@ -104,7 +105,6 @@ impl Templates {
         };
         let masked_files = existing(MASKED, false);
         let masked_folders = existing(MASKED, true);
-        let read_only = existing(READ_ONLY, true);
 
         unshare(CloneFlags::CLONE_NEWNS).map_err(named("unshare the mount namespace"))?;
         mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
@@ -124,7 +124,7 @@ impl Templates {
         std::env::set_current_dir("/").map_err(|e| ("enter the forker's tree", e))?;
 
         make_devices().map_err(|e| ("make devices", e))?;
-        for folder in [EMPTY, SANDBOX, TEMPLATES] {
+        for folder in [SANDBOX, TEMPLATES] {
             fs::create_dir(folder).map_err(|e| ("make folders", e))?;
         }
         Ok(Self {
@@ -133,7 +133,6 @@ impl Templates {
             prepared: Vec::new(),
             masked_files,
             masked_folders,
-            read_only,
         })
     }
 
@@ -271,7 +270,7 @@ fn make_devices() -> io::Result<()> {
     ] {
         symlink(target, format!("{DEV}/{name}"))?;
     }
-    fs::create_dir(format!("{DEV}/shm"))?;
+    fs::create_dir(EMPTY)?;
     let tree = sys::open_tree_clone(&c_path(DEV)?)?;
     sys::restrict_tree(
         tree.as_fd(),
