@@ -1,0 +1,49 @@
+//! The commands, one file each.
+
+mod doctor;
+mod pool;
+mod ps;
+mod supervise;
+mod up;
+
+use crate::failure::Failure;
+use crate::globals::{Cli, Globals};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Up(up::Args),
+    /// Shows workers, pools and leases
+    Ps(ps::Args),
+    /// Shows pools
+    #[command(subcommand)]
+    Pool(pool::Command),
+    /// Checks this machine and the running fleet, and says how to mend them
+    Doctor(doctor::Args),
+    #[command(hide = true)]
+    Supervise(supervise::Args),
+}
+
+impl Command {
+    /// Work that must come before any thread is started.
+    pub(crate) fn before_threads(&self) -> Option<Failure> {
+        match self {
+            Self::Supervise(args) => match supervise::run(args) {
+                Ok(never) => match never {},
+                Err(failure) => Some(failure),
+            },
+            _ => None,
+        }
+    }
+}
+
+/// Runs a command; the status is what the process exits with.
+pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
+    let globals: &Globals = &cli.globals;
+    match cli.command {
+        Command::Up(args) => up::run(args, globals).await,
+        Command::Ps(args) => ps::run(&args, globals).await,
+        Command::Pool(command) => pool::run(&command, globals).await,
+        Command::Doctor(args) => doctor::run(args, globals).await,
+        Command::Supervise(_) => Ok(0),
+    }
+}
