@@ -18,6 +18,6 @@ if [ "$(id -u)" -ne 0 ]; then
     as_root=sudo
 fi
 echo "setup: installing gcc and libc6-dev with apt-get: cargo links with cc"
-$as_root apt-get update -qq
+$as_root apt-get update -qq >/dev/null
 $as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y -qq --no-install-recommends gcc libc6-dev
+    apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null
