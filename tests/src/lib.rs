@@ -4,6 +4,8 @@
 //! test that started it, even when that test is killed.
 
 pub mod binaries;
+pub mod docs;
+pub mod fleet;
 pub mod port;
 pub mod process;
 pub mod servers;
