@@ -164,6 +164,7 @@ impl LeaseError {
             Self::Options { .. } | Self::Url { .. } => ErrorCode::InvalidField,
             Self::TooOld { .. } => ErrorCode::RedisUnsuitable,
             _ => match self.fault() {
+                Some(Fault::Redis(error)) if !transient(error) => ErrorCode::Internal,
                 Some(Fault::Garbled { .. } | Fault::Encode { .. } | Fault::CounterSpent) => {
                     ErrorCode::Internal
                 }
@@ -180,6 +181,17 @@ impl LeaseError {
     fn fault(&self) -> Option<&Fault> {
         std::error::Error::source(self).and_then(|source| source.downcast_ref::<Fault>())
     }
+}
+
+/// Whether the same command may work when the server is back to itself.
+fn transient(error: &RedisError) -> bool {
+    error.is_io_error()
+        || error.is_timeout()
+        || error.is_connection_dropped()
+        || matches!(
+            error.code(),
+            Some("LOADING" | "BUSY" | "MASTERDOWN" | "READONLY" | "CLUSTERDOWN" | "TRYAGAIN")
+        )
 }
 
 #[cfg(test)]
