@@ -194,7 +194,7 @@ impl Inner {
         let spec = SandboxSpec {
             template,
             id_base: range.base(),
-            disk_bytes: limits.disk_bytes,
+            disk_bytes: storage_bytes(limits),
             inodes: limits.inodes,
             open_files: limits.open_files,
         };
@@ -286,6 +286,15 @@ fn instance_name() -> String {
     )
 }
 
+/// The size of the writable layer. It lives in memory and counts as memory, so that a layer as
+/// large as the memory limit would end a program that fills it with an OOM kill. A little less,
+/// and it gets the error that a full disk gives.
+fn storage_bytes(limits: &Limits) -> u64 {
+    limits
+        .disk_bytes
+        .min(limits.memory_bytes - limits.memory_bytes / 8)
+}
+
 fn check_limits(limits: &Limits) -> Result<(), LocalError> {
     let bad = |limit, value: String, why| Err(LocalError::BadLimit { limit, value, why });
     if limits.memory_bytes < LEAST_MEMORY {
@@ -319,6 +328,20 @@ fn check_limits(limits: &Limits) -> Result<(), LocalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_not_full_memory() {
+        for (memory_bytes, disk_bytes, expected) in
+            [(512, 512, 448), (512, 100, 100), (64, 900, 56)]
+        {
+            let limits = Limits {
+                memory_bytes,
+                disk_bytes,
+                ..Limits::default()
+            };
+            assert_eq!(storage_bytes(&limits), expected);
+        }
+    }
 
     #[test]
     fn limits_out_of_range_are_refused_by_name() {
