@@ -1,3 +1,24 @@
 //! Remuda for Rust: submit, stream, sessions, cancel, and the broker access that the daemons share.
 
+mod batch;
 pub mod broker;
+mod cancel;
+mod client;
+mod error;
+mod follow;
+mod listen;
+mod outbox;
+mod output;
+mod reassemble;
+mod session;
+mod submit;
+mod track;
+
+pub use cancel::{CancelReply, CancelState};
+pub use client::{Client, ClientOptions};
+pub use error::ClientError;
+pub use follow::Until;
+pub use output::OutputStream;
+pub use reassemble::OutputEvent;
+pub use session::Session;
+pub use submit::Submitted;

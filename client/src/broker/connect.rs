@@ -103,7 +103,6 @@ impl Broker {
                 name: info.server_name,
                 url: self.shared.url.clone(),
                 found: info.version,
-                floor: VERSION_FLOOR.to_string(),
             });
         }
         self.jetstream

@@ -97,8 +97,9 @@ fn config(def: &ConsumerDef) -> Config {
     }
 }
 
+type Show = fn(&Config) -> String;
+
 fn compare(def: &ConsumerDef, wanted: &Config, found: &Config) -> Result<(), BrokerError> {
-    type Show = fn(&Config) -> String;
     let settings: [(&'static str, Show); 7] = [
         ("filter_subject", |c| c.filter_subject.clone()),
         ("ack_policy", |c| format!("{:?}", c.ack_policy)),
@@ -112,7 +113,6 @@ fn compare(def: &ConsumerDef, wanted: &Config, found: &Config) -> Result<(), Bro
         let (expected, is) = (show(wanted), show(found));
         if expected != is {
             return Err(BrokerError::ConsumerMismatch {
-                stream: def.stream.clone(),
                 consumer: def.durable.clone(),
                 setting,
                 expected,

@@ -27,13 +27,13 @@ pub enum BrokerError {
         source: Cause,
     },
     #[error(
-        "nats-server {name:?} at {url} has version {found}, at least {floor} is needed: upgrade nats-server"
+        "nats-server {name:?} at {url} has version {found:?}, at least {} is needed: upgrade nats-server",
+        super::VERSION_FLOOR
     )]
     TooOld {
         name: String,
         url: String,
         found: String,
-        floor: String,
     },
     #[error(
         "nats-server {name:?} at {url} has no JetStream for this account: start it with -js or a jetstream block"
@@ -63,10 +63,9 @@ pub enum BrokerError {
         found: String,
     },
     #[error(
-        "consumer {consumer} of stream {stream} has {setting} {found}, expected {expected}: it was made by something else, remove it"
+        "consumer {consumer} has {setting} {found}, expected {expected}: it was made by something else, remove it"
     )]
     ConsumerMismatch {
-        stream: String,
         consumer: String,
         setting: &'static str,
         expected: String,

@@ -68,9 +68,8 @@ impl Broker {
         let deadline = since + patience;
         let mut pauses = Pauses::new(deadline);
         loop {
-            let fate = match self.attempt(&ready, deadline).await {
-                Ok(_) => return Ok(Gate::Won),
-                Err(fate) => fate,
+            let Err(fate) = self.attempt(&ready, deadline).await else {
+                return Ok(Gate::Won);
             };
             if matches!(fate, Fate::Full(_)) {
                 // The subject is taken, perhaps by an earlier try of ours; or

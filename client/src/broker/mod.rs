@@ -21,4 +21,5 @@ pub use options::{BrokerOptions, Credentials};
 pub use publish::{Outgoing, PendingAck, PubAck};
 pub use puller::Puller;
 
-pub(crate) use delivery::format_of;
+pub(crate) use delivery::{format_of, header};
+pub(crate) use link::LinkState;

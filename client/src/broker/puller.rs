@@ -139,7 +139,7 @@ impl Puller {
     /// Stops fetching. Messages that arrived and were not taken go back to the
     /// server at once.
     pub async fn close(mut self) {
-        if self.inbox.unsubscribe().await.is_err() {
+        if self.inbox.drain().await.is_err() {
             return;
         }
         while let Some(message) = self.inbox.next().await {
@@ -232,7 +232,6 @@ impl Puller {
             Verdict::Hopeless => {
                 self.hold_back();
                 return Err(BrokerError::ConsumerMismatch {
-                    stream: self.def.stream.clone(),
                     consumer: self.def.durable.clone(),
                     setting: "answer to a pull",
                     expected: "messages".to_owned(),

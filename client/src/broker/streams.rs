@@ -173,6 +173,8 @@ fn config(def: &StreamDef) -> Config {
     }
 }
 
+type Show = fn(&Config) -> String;
+
 /// Every setting that a promise rests on, as the server has it.
 fn compare(def: &StreamDef, found: &Config) -> Result<(), BrokerError> {
     let wanted = config(def);
@@ -181,7 +183,6 @@ fn compare(def: &StreamDef, found: &Config) -> Result<(), BrokerError> {
         subjects.sort();
         format!("{subjects:?}")
     };
-    type Show = fn(&Config) -> String;
     let settings: [(&'static str, Show); 12] = [
         ("retention", |c| format!("{:?}", c.retention)),
         ("discard", |c| format!("{:?}", c.discard)),
@@ -249,12 +250,13 @@ mod tests {
     use super::*;
     use broker_schema::Subjects;
 
+    type Break = fn(&mut Config);
+
     #[test]
     fn each_promise_is_compared_alone() {
         let all = streams(&Subjects::default(), &Sizes::default());
         let def = all.iter().find(|def| def.name.ends_with("_TERM")).unwrap();
         assert!(compare(def, &config(def)).is_ok());
-        type Break = fn(&mut Config);
         let breaks: [(&str, Break); 9] = [
             ("subjects", |c| c.subjects.push("x".into())),
             ("retention", |c| c.retention = RetentionPolicy::Interest),
