@@ -1,9 +1,13 @@
 //! The `remuda` command.
 
+mod batch;
 mod commands;
+mod connect;
+mod ending;
 mod failure;
 mod fleet;
 mod globals;
+mod live;
 mod out;
 mod programs;
 mod quantile;

@@ -1,9 +1,14 @@
 //! The commands, one file each.
 
+mod batch;
+mod cancel;
 mod doctor;
 mod pool;
 mod ps;
+mod results;
+mod run;
 mod supervise;
+mod task;
 mod up;
 
 use crate::failure::Failure;
@@ -12,6 +17,13 @@ use crate::globals::{Cli, Globals};
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Up(up::Args),
+    Run(run::Args),
+    /// Runs tasks that a file describes
+    #[command(subcommand)]
+    Task(task::Command),
+    Batch(batch::Args),
+    Results(results::Args),
+    Cancel(cancel::Args),
     /// Shows workers, pools and leases
     Ps(ps::Args),
     /// Shows pools
@@ -41,6 +53,11 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
     let globals: &Globals = &cli.globals;
     match cli.command {
         Command::Up(args) => up::run(args, globals).await,
+        Command::Run(args) => Box::pin(run::run(args, globals)).await,
+        Command::Task(command) => Box::pin(task::run(command, globals)).await,
+        Command::Batch(args) => Box::pin(batch::run(args, globals)).await,
+        Command::Results(args) => results::run(args, globals).await,
+        Command::Cancel(args) => cancel::run(args, globals).await,
         Command::Ps(args) => ps::run(&args, globals).await,
         Command::Pool(command) => pool::run(&command, globals).await,
         Command::Doctor(args) => doctor::run(args, globals).await,

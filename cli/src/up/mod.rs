@@ -25,7 +25,7 @@ use crate::fleet::{Metrics, Pids, Record};
 use crate::out;
 use data::Data;
 use parts::{Kind, Parts};
-use signals::Stop;
+pub(crate) use signals::Stop;
 
 /// How often it is asked whether a part is ready.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);

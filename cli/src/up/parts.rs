@@ -117,7 +117,7 @@ impl Parts {
             ),
             worker: daemon(
                 "worker",
-                object([("data", folder.to_string_lossy().into())]),
+                object([("state_dir", folder.to_string_lossy().into())]),
                 &plan.worker,
                 port().await?,
             ),
