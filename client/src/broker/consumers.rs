@@ -65,7 +65,10 @@ impl Broker {
         };
         let response: Response<serde::de::IgnoredAny> = self
             .jetstream()
-            .request(format!("CONSUMER.DELETE.{stream}.{durable}"), &())
+            .request(
+                format!("CONSUMER.DELETE.{stream}.{durable}"),
+                &std::collections::BTreeMap::<&str, &str>::new(),
+            )
             .await
             .map_err(|error| failed(error.into()))?;
         match response {

@@ -7,10 +7,11 @@ use broker_schema::codec::Format;
 use broker_schema::{ErrorInfo, HEADER_CONTENT_TYPE, HEADER_TRACEPARENT, HEADER_TRACESTATE};
 use bytes::Bytes;
 use remuda_telemetry::TraceHeaders;
+use tokio::time::Instant;
 
-use super::BrokerError;
 use super::connect::REQUEST_TIMEOUT;
 use super::error::Cause;
+use super::{Broker, BrokerError};
 
 /// A delivered message. The server delivers it again when nothing is said to
 /// it within the consumer's `ack_wait`.
@@ -26,13 +27,13 @@ pub struct Delivery {
     pub delivered: u64,
     /// Messages that the consumer has yet to deliver.
     pub pending: u64,
-    nats: async_nats::Client,
+    broker: Broker,
     reply: Subject,
 }
 
 impl Delivery {
     /// Takes a message apart; `None` where its reply subject is not JetStream's.
-    pub(crate) fn of(message: Message, nats: &async_nats::Client) -> Option<Self> {
+    pub(crate) fn of(message: Message, broker: &Broker) -> Option<Self> {
         let reply = message.reply?;
         let parsed = AckSubject::parse(&reply)?;
         Some(Self {
@@ -43,7 +44,7 @@ impl Delivery {
             consumer_sequence: parsed.consumer_sequence,
             delivered: parsed.delivered,
             pending: parsed.pending,
-            nats: nats.clone(),
+            broker: broker.clone(),
             reply,
         })
     }
@@ -61,16 +62,34 @@ impl Delivery {
     }
 
     /// Done: waits until the server has taken note, at most as long as a
-    /// request may take. Proves receipt, not ownership.
+    /// request may take. Proves receipt, not ownership. After a crash the
+    /// server ignores acks of what it does not remember to have delivered, and
+    /// delivers it again: an error here means just that.
     pub async fn ack(&self) -> Result<(), BrokerError> {
-        let request = Request::new()
-            .payload(Bytes::from_static(b"+ACK"))
-            .timeout(Some(REQUEST_TIMEOUT));
-        self.nats
-            .send_request(self.reply.clone(), request)
-            .await
-            .map(drop)
-            .map_err(|error| self.failed(error.into()))
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let mut link = self.broker.link();
+        loop {
+            let generation = link.borrow_and_update().generation;
+            let request = Request::new()
+                .payload(Bytes::from_static(b"+ACK"))
+                .timeout(Some(deadline.saturating_duration_since(Instant::now())));
+            let asked = self.broker.nats().send_request(self.reply.clone(), request);
+            let failure: Cause = tokio::select! {
+                biased;
+                answered = asked => match answered {
+                    Ok(_) => return Ok(()),
+                    Err(error) => error.into(),
+                },
+                // The answer went with the connection; an ack may be repeated.
+                _ = link.wait_for(|now| now.generation != generation || now.closed) => {
+                    "the connection was lost".into()
+                }
+            };
+            let closed = link.borrow().closed;
+            if closed || Instant::now() >= deadline {
+                return Err(self.failed(failure));
+            }
+        }
     }
 
     /// Done, without waiting: a repeat must be harmless.
@@ -95,7 +114,8 @@ impl Delivery {
     }
 
     async fn say(&self, payload: Bytes) -> Result<(), BrokerError> {
-        self.nats
+        self.broker
+            .nats()
             .publish(self.reply.clone(), payload)
             .await
             .map_err(|error| self.failed(error.into()))

@@ -143,7 +143,7 @@ impl Puller {
             return;
         }
         while let Some(message) = self.inbox.next().await {
-            if let Some(delivery) = Delivery::of(message, self.broker.nats())
+            if let Some(delivery) = Delivery::of(message, &self.broker)
                 && let Err(error) = delivery.nak(Duration::ZERO).await
             {
                 tracing::debug!(error = %Chain(&error), "message comes again after its ack wait");
@@ -202,7 +202,7 @@ impl Puller {
             return Ok(None);
         }
         let subject = message.subject.clone();
-        let Some(delivery) = Delivery::of(message, self.broker.nats()) else {
+        let Some(delivery) = Delivery::of(message, &self.broker) else {
             tracing::warn!(%subject, "message without JetStream's reply subject was dropped");
             return Ok(None);
         };
