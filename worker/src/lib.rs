@@ -1,12 +1,30 @@
 //! The worker: slots, execution, streams, the warm pool and its sandbox backends.
 
+mod app;
 pub mod backend;
 mod coalesce;
+mod control;
+mod execute;
+mod fetch;
+mod finish;
+mod holder;
 mod inventory;
 mod jobs;
+mod load;
+mod metrics;
 mod options;
+mod outcome;
 mod output;
+mod pool;
+mod registry;
+mod renew;
+mod shared;
 mod sidecar_client;
+pub mod signals;
+mod stream;
 
+pub use app::{READINESS, Worker, WorkerError};
+pub use load::LoadError;
 pub use options::{InvalidOptions, NatsOptions, Timings, WorkerOptions};
+pub use registry::RegistryError;
 pub use sidecar_client::CallError;

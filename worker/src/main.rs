@@ -1,1 +1,58 @@
-fn main() {}
+//! The worker daemon. This file only wires.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use remuda_telemetry::{Chain, Readiness, task};
+use remuda_worker::backend::local;
+use remuda_worker::{READINESS, Worker, WorkerOptions, signals};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Parser)]
+#[command(name = "remuda-worker", version, about)]
+struct Args {
+    /// A configuration file (TOML or YAML). `REMUDA_WORKER__SLOTS=8` and the like win over it.
+    #[arg(long, env = "REMUDA_WORKER_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    // Before any thread exists: the forker must stay a process with one.
+    if local::is_forker_invocation() {
+        return local::forker_main();
+    }
+    let args = Args::parse();
+    let started = WorkerOptions::load(args.config.as_deref())
+        .map_err(anyhow::Error::from)
+        .and_then(|options| Ok((options, tokio::runtime::Runtime::new()?)));
+    let outcome = started.and_then(|(options, runtime)| runtime.block_on(serve(options)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "there may be no log to write to")]
+            {
+                eprintln!("remuda-worker: {}", Chain(error.as_ref()));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(options: WorkerOptions) -> anyhow::Result<()> {
+    let mut telemetry = remuda_telemetry::init("remuda-worker", &options.telemetry)?;
+    let readiness = Readiness::new(&READINESS);
+    telemetry.serve(&readiness)?;
+    let shutdown = CancellationToken::new();
+    task::spawn("signals", signals::watch(shutdown.clone())?);
+    let built = Worker::build(options).await;
+    let outcome = match built {
+        Ok(worker) => {
+            worker.run(readiness, shutdown).await;
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    };
+    telemetry.shutdown().await;
+    outcome
+}

@@ -1,0 +1,223 @@
+//! The end of a task here: terminal through the gate, then the message, then the lease. Or back
+//! to the dispatcher.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker_schema::codec::{self, Format};
+use broker_schema::{Attribution, Epoch, Outcome, SandboxId, TaskId, TenantId, Terminal, Times};
+use broker_schema::{Placement, Timestamp};
+use remuda_client::broker::{Delivery, Gate, Outgoing};
+use remuda_telemetry::{Chain, TraceHeaders};
+
+use crate::execute::Ran;
+use crate::metrics::AttemptEnd;
+use crate::outcome::{Finding, expired};
+use crate::shared::{Job, Shared};
+
+/// Header of a request that comes back: the digest of its bytes as they were first published.
+const HEADER_DIGEST: &str = "Remuda-Digest";
+/// A request that failed here waits a little, more with every attempt, and not in step with others.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The terminal of an attempt.
+pub(crate) fn terminal(
+    placement: &Placement,
+    finding: Finding,
+    ran: Option<Ran>,
+    kept: bool,
+) -> Terminal {
+    let task = &placement.task;
+    let mut terminal = Terminal {
+        task: task.id,
+        tenant: task.tenant.clone(),
+        run: task.run.clone(),
+        pool: task.pool.clone(),
+        group: task.group.clone(),
+        request_digest: placement.request_digest.clone(),
+        attempt: placement.attempt,
+        outcome: finding.outcome,
+        attribution: finding.attribution,
+        evidence: finding.evidence,
+        exit: None,
+        error: finding.error,
+        steps: Vec::new(),
+        frames: 0,
+        usage: broker_schema::Usage::default(),
+        times: Times {
+            queued: task.submitted_at,
+            dispatched: Some(placement.dispatched_at),
+            started: None,
+            finished: Timestamp::now(),
+        },
+        sandbox: Some(placement.sandbox.clone()),
+        kept,
+    };
+    if let Some(ran) = ran {
+        terminal.exit = ran.exit;
+        terminal.steps = ran.steps;
+        terminal.frames = ran.frames;
+        terminal.usage = ran.usage;
+        terminal.times.started = Some(ran.started);
+    }
+    terminal
+}
+
+/// Puts a job's terminal through the gate and settles its message. True where it won.
+///
+/// None where it could not be stored: the message comes again, and with it another chance.
+pub(crate) async fn conclude(
+    shared: &Shared,
+    job: Job,
+    terminal: &Terminal,
+    trace: &TraceHeaders,
+) -> Option<bool> {
+    let won = put(shared, terminal, job.format, trace).await?;
+    let took = job.received.elapsed();
+    job.settle().await;
+    shared.metrics.attempt_ended(
+        if won {
+            AttemptEnd::Outcome(terminal.outcome)
+        } else {
+            AttemptEnd::Superseded
+        },
+        took,
+    );
+    Some(won)
+}
+
+async fn put(
+    shared: &Shared,
+    terminal: &Terminal,
+    format: Format,
+    trace: &TraceHeaders,
+) -> Option<bool> {
+    let patience = shared.options.timings.publish;
+    match shared
+        .broker
+        .put_terminal(terminal, format, trace, patience)
+        .await
+    {
+        Ok(Gate::Won) => Some(true),
+        Ok(Gate::Lost(first)) => {
+            tracing::info!(
+                task = %terminal.task, tenant = %terminal.tenant, ours = %terminal.outcome,
+                stored = %first.outcome, "another terminal came first, ours is dropped"
+            );
+            Some(false)
+        }
+        Err(error) => {
+            tracing::error!(
+                task = %terminal.task, tenant = %terminal.tenant, error = %Chain(&error),
+                "a terminal cannot be stored, the task will be delivered again"
+            );
+            None
+        }
+    }
+}
+
+/// Answers for a message that never became a job, and settles it.
+pub(crate) async fn answer(shared: Arc<Shared>, delivery: Delivery, terminal: Terminal) {
+    // Where even the format is not known the default is as good as any.
+    let format = delivery.format().unwrap_or_default();
+    let trace = delivery.trace();
+    if put(&shared, &terminal, format, &trace).await.is_some() {
+        acknowledge(&delivery).await;
+    }
+}
+
+pub(crate) async fn acknowledge(delivery: &Delivery) {
+    if let Err(error) = delivery.ack_soon().await {
+        tracing::debug!(error = %Chain(&error), "a message was not acknowledged and comes again");
+    }
+}
+
+/// Gives a task back to the dispatcher, for another attempt. Its lease is freed first: it would
+/// only stand in the way of the next claim.
+pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, fault: bool) {
+    let placement = &job.placement;
+    let task = &placement.task;
+    tracing::warn!(
+        task = %task.id, tenant = %task.tenant, attempt = placement.attempt, why, "task goes back"
+    );
+    if task
+        .deadline
+        .is_some_and(|deadline| deadline <= Timestamp::now())
+    {
+        let mut finding = expired("the deadline passed before another attempt could be made");
+        if fault {
+            finding.attribution = Attribution::Infrastructure;
+            finding.evidence = format!("{}; the last attempt failed: {why}", finding.evidence);
+        }
+        let terminal = terminal(placement, finding, None, false);
+        let trace = job.trace.clone();
+        conclude(&shared, job, &terminal, &trace).await;
+        return;
+    }
+    if fault {
+        let most = RETRY_PAUSE.saturating_mul(1 << placement.attempt.min(10));
+        tokio::time::sleep(most.min(LONGEST_PAUSE).mul_f64(rand::random())).await;
+    }
+    release(&shared, placement.sandbox.sandbox, placement.sandbox.epoch, None).await;
+    let payload = match codec::encode(task, job.format) {
+        Ok(payload) => payload,
+        Err(error) => {
+            tracing::error!(error = %Chain(&error), task = %task.id, "a task cannot go back");
+            return;
+        }
+    };
+    let message = Outgoing {
+        subject: shared.broker.subjects().request(&task.tenant, &task.pool),
+        message_id: Some(format!(
+            "{}/{}/retry-{}",
+            task.tenant, task.id, placement.attempt
+        )),
+        format: job.format,
+        payload: payload.into(),
+        trace: job.trace.clone(),
+        headers: vec![(HEADER_DIGEST, placement.request_digest.clone())],
+    };
+    let patience = shared.options.timings.publish;
+    match shared.broker.publish(message, patience).await {
+        Ok(_) => {
+            let took = job.received.elapsed();
+            job.settle().await;
+            shared.metrics.attempt_ended(AttemptEnd::HandedBack, took);
+        }
+        Err(error) => tracing::error!(
+            error = %Chain(&error), task = %task.id,
+            "a task cannot go back, it will be delivered again"
+        ),
+    }
+}
+
+/// Tells a session's task that its sandbox is not here.
+pub(crate) async fn session_gone(
+    shared: Arc<Shared>,
+    job: Job,
+    code: broker_schema::ErrorCode,
+    why: &str,
+) {
+    let finding = Finding::new(Outcome::SandboxLost, why)
+        .with(broker_schema::ErrorInfo::new(code, why).at("session"));
+    let terminal = terminal(&job.placement, finding, None, false);
+    let trace = job.trace.clone();
+    conclude(&shared, job, &terminal, &trace).await;
+}
+
+/// Frees a lease, and marks a task as finished. What fails here is mended by the lease's end.
+pub(crate) async fn release(
+    shared: &Shared,
+    sandbox: SandboxId,
+    epoch: Epoch,
+    finished: Option<(&TenantId, TaskId)>,
+) {
+    let released = shared
+        .leases
+        .release(&shared.worker, sandbox, epoch, finished)
+        .await;
+    if let Err(error) = released {
+        tracing::warn!(error = %Chain(&error), "a lease stays until it expires");
+    }
+}
