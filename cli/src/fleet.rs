@@ -82,7 +82,7 @@ impl Fleet {
                 prefix: prefix.unwrap_or_else(default_prefix),
             });
         }
-        let record = pointer_files()
+        let record = record_files()
             .iter()
             .filter_map(|path| read_own(path).ok())
             .find(Record::is_running)
@@ -147,29 +147,27 @@ pub(crate) fn default_data() -> Option<PathBuf> {
         .map(|folder| folder.join("remuda"))
 }
 
+/// One place for the writer and all readers: the login's runtime folder, or
+/// where there is none, a folder of ours in `/tmp`.
 fn pointer_folder() -> PathBuf {
-    runtime_folder().unwrap_or_else(temporary_folder)
+    let uid = geteuid();
+    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let usual = || PathBuf::from(format!("/run/user/{uid}"));
+    let runtime = given
+        .filter(|path| path.is_absolute())
+        .unwrap_or_else(usual);
+    if runtime.is_dir() {
+        runtime.join("remuda")
+    } else {
+        PathBuf::from(format!("/tmp/remuda-{uid}"))
+    }
 }
 
-fn runtime_folder() -> Option<PathBuf> {
-    std::env::var_os("XDG_RUNTIME_DIR")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute() && path.is_dir())
-        .map(|folder| folder.join("remuda"))
-}
-
-fn temporary_folder() -> PathBuf {
-    PathBuf::from(format!("/tmp/remuda-{}", geteuid()))
-}
-
-/// Where a record may be: a login and a service have not the same environment.
-fn pointer_files() -> Vec<PathBuf> {
-    runtime_folder()
-        .into_iter()
-        .chain([temporary_folder()])
-        .map(|folder| folder.join(POINTER))
-        .chain(default_data().map(|data| data.join(RECORD)))
-        .collect()
+/// Where a record may be.
+fn record_files() -> Vec<PathBuf> {
+    let pointer = pointer_folder().join(POINTER);
+    let data = default_data().map(|data| data.join(RECORD));
+    [Some(pointer), data].into_iter().flatten().collect()
 }
 
 /// Makes a folder that nobody else can look into, or checks that it is one:

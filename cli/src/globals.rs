@@ -55,7 +55,7 @@ pub(crate) struct Globals {
         default_value = "default"
     )]
     pub(crate) tenant: TenantId,
-    /// What is logged to standard error, e.g. info or remuda_client=debug
+    /// What is logged to standard error, e.g. info or `remuda_client=debug`
     #[arg(
         long,
         global = true,

@@ -1,6 +1,6 @@
 //! Text tables for people: columns as wide as their widest cell.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// How a column's cells stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +51,8 @@ impl fmt::Display for Table {
                     text.push_str("  ");
                 }
                 match align {
-                    Align::Left => text.push_str(&format!("{cell:<width$}")),
-                    Align::Right => text.push_str(&format!("{cell:>width$}")),
+                    Align::Left => write!(text, "{cell:<width$}")?,
+                    Align::Right => write!(text, "{cell:>width$}")?,
                 }
             }
             if index > 0 {

@@ -1,6 +1,7 @@
 //! How far a batch is, on standard error: a bar for a person, a line every few
 //! seconds for a log.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ impl Counts {
     /// `12/100 done, 4 running, 84 queued, 31.0/s, 3 seconds left`.
     fn line(&self, elapsed: Duration) -> String {
         let rate = self.done as f64 / elapsed.as_secs_f64().max(1e-3);
-        let mut text = match self.total {
+        let done = match self.total {
             Some(total) => format!("{}/{total} done", self.done),
             None => format!("{} done", self.done),
         };
@@ -35,18 +36,19 @@ impl Counts {
             Some(total) => total.saturating_sub(self.done),
             None => self.submitted,
         };
-        match self.running {
+        let rest = match self.running {
             Some(running) => {
                 let running = running.min(left);
-                text.push_str(&format!(", {running} running, {} queued", left - running));
+                format!("{running} running, {} queued", left - running)
             }
-            None => text.push_str(&format!(", {left} running or queued")),
-        }
-        text.push_str(&format!(", {rate:.1}/s"));
+            None => format!("{left} running or queued"),
+        };
+        let mut text = format!("{done}, {rest}, {rate:.1}/s");
         if self.total.is_some() && self.done > 0 && left > 0 {
             let seconds = (left as f64 / rate).min(1e9);
             let left = HumanDuration(Duration::from_secs_f64(seconds));
-            text.push_str(&format!(", {left} left"));
+            // Written to a String: cannot fail.
+            let _ = write!(text, ", {left} left");
         }
         text
     }

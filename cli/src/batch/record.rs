@@ -34,6 +34,10 @@ pub(crate) struct ResultLine {
 
 /// Where a task's time went, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the unit is part of the name on the wire"
+)]
 pub(crate) struct Split {
     /// Published to claimed.
     pub(crate) queued_ms: Option<f64>,

@@ -178,10 +178,7 @@ fn disk(data: &Path) -> Finding {
         .find(|folder| folder.exists())
         .unwrap_or_else(|| Path::new("/"));
     match statvfs(there) {
-        Ok(found) => disk_finding(
-            found.blocks_available() as u64 * found.fragment_size() as u64,
-            data,
-        ),
+        Ok(found) => disk_finding(found.blocks_available() * found.fragment_size(), data),
         Err(error) => Finding::new(
             Verdict::Warn,
             "disk",

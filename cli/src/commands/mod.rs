@@ -7,6 +7,7 @@ mod pool;
 mod ps;
 mod results;
 mod run;
+mod session;
 mod supervise;
 mod task;
 mod up;
@@ -24,6 +25,9 @@ pub(crate) enum Command {
     Batch(batch::Args),
     Results(results::Args),
     Cancel(cancel::Args),
+    /// Keeps a sandbox across commands
+    #[command(subcommand)]
+    Session(session::Command),
     /// Shows workers, pools and leases
     Ps(ps::Args),
     /// Shows pools
@@ -58,6 +62,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Batch(args) => Box::pin(batch::run(args, globals)).await,
         Command::Results(args) => results::run(args, globals).await,
         Command::Cancel(args) => cancel::run(args, globals).await,
+        Command::Session(command) => Box::pin(session::run(command, globals)).await,
         Command::Ps(args) => ps::run(&args, globals).await,
         Command::Pool(command) => pool::run(&command, globals).await,
         Command::Doctor(args) => doctor::run(args, globals).await,

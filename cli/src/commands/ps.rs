@@ -155,7 +155,7 @@ fn worker_table(workers: &[WorkerInfo]) -> Table {
             info.record.slots.to_string(),
             info.record.host.clone(),
             info.record.pid.to_string(),
-            format!("{} ago", seconds(Duration::from_millis(info.last_seen_ms))),
+            format!("{} ago", seconds(info.last_seen)),
         ]);
     }
     table
@@ -165,7 +165,7 @@ fn worker_json(info: &WorkerInfo) -> serde_json::Value {
     json!({
         "worker": info.record,
         "alive": info.alive,
-        "last_seen_ms": info.last_seen_ms,
+        "last_seen_ms": info.last_seen.as_millis() as u64,
     })
 }
 

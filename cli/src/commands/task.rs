@@ -174,23 +174,22 @@ fn summary(steps: &[Step], terminal: &Terminal) -> Table {
             step.name.clone()
         };
         let kind = step.action.name().to_owned();
-        let row = match terminal.steps.get(index) {
-            Some(result) => [
-                name,
-                kind,
-                exit_of(result),
-                human(result.usage.wall_us),
-                result.stdout.bytes.to_string(),
-                result.stderr.bytes.to_string(),
-            ],
-            None => {
-                let none = String::new;
-                [name, kind, "not run".to_owned(), none(), none(), none()]
-            }
+        let (ended, numbers) = match terminal.steps.get(index) {
+            Some(result) => (exit_of(result), numbers(result)),
+            None => ("not run".to_owned(), Default::default()),
         };
-        table.row(row);
+        let [wall, stdout, stderr] = numbers;
+        table.row([name, kind, ended, wall, stdout, stderr]);
     }
     table
+}
+
+fn numbers(result: &StepResult) -> [String; 3] {
+    [
+        human(result.usage.wall_us),
+        result.stdout.bytes.to_string(),
+        result.stderr.bytes.to_string(),
+    ]
 }
 
 fn exit_of(result: &StepResult) -> String {

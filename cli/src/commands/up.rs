@@ -86,7 +86,7 @@ fn pools(mut pools: Vec<PoolSpec>, args: &Args) -> Result<Vec<PoolSpec>, Failure
         });
         let pool = &mut pools[index];
         pool.warm = args.warm.unwrap_or(pool.warm);
-        pool.max = args.max.unwrap_or(pool.max.max(pool.warm));
+        pool.max = args.max.unwrap_or_else(|| pool.max.max(pool.warm));
     }
     match pools
         .iter()

@@ -142,7 +142,7 @@ fn an_unknown_field_is_named_with_its_place() {
         ("stepz: []", "stepz"),
         (
             "steps: [{action: {command: {argv: [a], workdir: x}}}]",
-            "steps[0].action.command.workdir",
+            "steps[0].action.workdir",
         ),
         (
             "steps: [{type: Command, command: [a], action: 1}]",

@@ -103,10 +103,6 @@ impl Child {
         })
     }
 
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
-    }
-
     pub(crate) fn pid(&self) -> i32 {
         self.pid
     }
@@ -198,7 +194,8 @@ mod tests {
         let path = folder.path().join("x.log");
         std::fs::write(&path, "one\ntwo\n").unwrap();
         assert_eq!(tail(&path).unwrap(), "one\ntwo");
-        let long: String = (0..2000).map(|n| format!("line {n}\n")).collect();
+        let lines: Vec<String> = (0..2000).map(|n| format!("line {n}")).collect();
+        let long = lines.join("\n") + "\n";
         std::fs::write(&path, &long).unwrap();
         let end = tail(&path).unwrap();
         assert!(end.starts_with("line "), "{end}");

@@ -105,7 +105,7 @@ impl Fleet {
         self.write_down()?;
         self.until_ready("daemons", Kind::DAEMONS, give_up).await?;
         let warm = self.until_warm(give_up).await?;
-        self.announce(began, &warm)?;
+        self.announce(began, warm.as_ref())?;
         loop {
             self.parts.next_change().await?;
             self.write_down()?;
@@ -197,7 +197,7 @@ impl Fleet {
         Ok(())
     }
 
-    fn announce(&self, began: Instant, warm: &Option<(PoolId, u64)>) -> Result<(), Failure> {
+    fn announce(&self, began: Instant, warm: Option<&(PoolId, u64)>) -> Result<(), Failure> {
         let Some(record) = &self.record else {
             return Ok(());
         };
