@@ -37,6 +37,7 @@ impl Submitted {
     /// Waits for the terminal: by its live copy, else by looking for it. The
     /// request is published again, under its id, for as long as there is none.
     /// Waits without a bound of its own; dropping the future loses nothing.
+    #[tracing::instrument(skip_all, fields(task = %self.task()))]
     pub async fn terminal(&mut self) -> Result<Terminal, ClientError> {
         self.tracked.terminal().await
     }

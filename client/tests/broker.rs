@@ -1,4 +1,5 @@
 //! The broker against a real nats-server.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The client against a real nats-server and workers made of a few lines.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! How long the ways of a message take. Prints; run with `--ignored --nocapture`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 const ROUNDS: usize = 2000;
 
+#[expect(clippy::print_stdout, reason = "what it is for")]
 fn report(what: &str, mut times: Vec<Duration>) {
     times.sort();
     let at = |share: usize| times[times.len() * share / 100];

@@ -45,15 +45,6 @@ pub enum BrokerError {
         source: Cause,
     },
     #[error(
-        "nats-server {name:?} at {url} takes payloads of {found} bytes, {needed} are needed: set max_payload in its configuration"
-    )]
-    PayloadLimit {
-        name: String,
-        url: String,
-        found: usize,
-        needed: usize,
-    },
-    #[error(
         "stream {stream} has {setting} {found}, expected {expected}: it was made by something else, remove it or use another prefix"
     )]
     StreamMismatch {
@@ -153,7 +144,7 @@ impl BrokerError {
             | Self::Acknowledge { .. }
             | Self::Subscribe { .. }
             | Self::Closed => ErrorCode::NatsUnreachable,
-            Self::TooOld { .. } | Self::PayloadLimit { .. } => ErrorCode::NatsTooOld,
+            Self::TooOld { .. } => ErrorCode::NatsTooOld,
             Self::StreamMismatch { .. }
             | Self::ConsumerMismatch { .. }
             | Self::StreamMissing { .. } => ErrorCode::StreamMismatch,

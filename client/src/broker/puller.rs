@@ -11,6 +11,7 @@ use remuda_telemetry::Chain;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::connect::REQUEST_TIMEOUT;
 use super::delivery::header;
 use super::ledger::{Ledger, Pull};
 use super::link::LinkState;
@@ -137,17 +138,25 @@ impl Puller {
     }
 
     /// Stops fetching. Messages that arrived and were not taken go back to the
-    /// server at once.
+    /// server at once, or, where it does not answer, after their ack wait.
     pub async fn close(mut self) {
-        if self.inbox.drain().await.is_err() {
-            return;
-        }
-        while let Some(message) = self.inbox.next().await {
-            if let Some(delivery) = Delivery::of(message, &self.broker)
-                && let Err(error) = delivery.nak(Duration::ZERO).await
-            {
-                tracing::debug!(error = %Chain(&error), "message comes again after its ack wait");
+        let hand_back = async {
+            if self.inbox.drain().await.is_err() {
+                return;
             }
+            while let Some(message) = self.inbox.next().await {
+                if let Some(delivery) = Delivery::of(message, &self.broker)
+                    && let Err(error) = delivery.nak(Duration::ZERO).await
+                {
+                    tracing::debug!(error = %Chain(&error), "message was not handed back");
+                }
+            }
+        };
+        if tokio::time::timeout(REQUEST_TIMEOUT, hand_back)
+            .await
+            .is_err()
+        {
+            tracing::debug!(consumer = %self.def.durable, "server did not end the subscription");
         }
     }
 

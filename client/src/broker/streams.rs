@@ -262,7 +262,7 @@ mod tests {
             ("retention", |c| c.retention = RetentionPolicy::Interest),
             ("discard", |c| c.discard = DiscardPolicy::Old),
             ("discard_new_per_subject", |c| {
-                c.discard_new_per_subject = false
+                c.discard_new_per_subject = false;
             }),
             ("max_msgs_per_subject", |c| c.max_messages_per_subject = 2),
             ("storage", |c| c.storage = StorageType::Memory),
