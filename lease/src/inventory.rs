@@ -90,9 +90,10 @@ impl LeaseStore {
         while !answer.is_done() {
             let pool = answer.text("pool").map_err(LeaseError::Pools)?;
             let count = answer.value("count").map_err(LeaseError::Pools)?;
-            match pool.parse() {
-                Ok(pool) => drop(counts.insert(pool, count)),
-                Err(_) => tracing::warn!(pool, "a pool's name in redis cannot be read, left out"),
+            if let Ok(pool) = pool.parse() {
+                counts.insert(pool, count);
+            } else {
+                tracing::warn!(pool, "a pool's name in redis cannot be read, left out");
             }
         }
         Ok(counts)

@@ -173,9 +173,10 @@ impl LeaseStore {
                 for _ in 0..9 {
                     fields.push(answer.text("lease").map_err(LeaseError::Leases)?);
                 }
-                match parse_lease(&worker, &fields) {
-                    Some(lease) => leases.push(lease),
-                    None => tracing::warn!(%worker, "a lease in redis cannot be read, left out"),
+                if let Some(lease) = parse_lease(&worker, &fields) {
+                    leases.push(lease);
+                } else {
+                    tracing::warn!(%worker, "a lease in redis cannot be read, left out");
                 }
             }
         }

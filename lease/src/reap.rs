@@ -18,9 +18,10 @@ impl LeaseStore {
         let mut workers = Vec::new();
         while !answer.is_done() {
             let text = answer.text("worker id").map_err(LeaseError::Reap)?;
-            match text.parse() {
-                Ok(worker) => workers.push(worker),
-                Err(_) => tracing::warn!(worker = text, "a dead worker's name cannot be read"),
+            if let Ok(worker) = text.parse() {
+                workers.push(worker);
+            } else {
+                tracing::warn!(worker = text, "a dead worker's name cannot be read");
             }
         }
         Ok(workers)

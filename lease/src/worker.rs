@@ -177,10 +177,11 @@ fn reply(mut answer: Answer) -> Result<HeartbeatReply, Fault> {
                 let pool = answer.text("pool")?;
                 let counts = answer.text("target")?;
                 let spec = answer.text("pool spec")?;
-                match target(&pool, &counts, &spec) {
-                    Some(target) => reply.targets.push(target),
+                if let Some(target) = target(&pool, &counts, &spec) {
+                    reply.targets.push(target);
+                } else {
                     // One bad entry must not stop the others, nor the heartbeat.
-                    None => tracing::warn!(pool, "a pool or target in redis cannot be read"),
+                    tracing::warn!(pool, "a pool or target in redis cannot be read");
                 }
             }
             Ok(reply)

@@ -1,0 +1,151 @@
+//! Builds the parts, runs them, and takes them down in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker_schema::RequestLimits;
+use broker_schema::stream::Sizes;
+use remuda_client::broker::Broker;
+use remuda_lease::LeaseStore;
+use remuda_telemetry::{Chain, Readiness, TaskGroup};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatch::Dispatch;
+use crate::error::DispatcherError;
+use crate::fleet::Fleet;
+use crate::metrics::Metrics;
+use crate::options::DispatcherOptions;
+use crate::progress::HeldSet;
+use crate::{cancel, lane, progress, reaper, registry};
+
+pub(crate) const PART_NATS: &str = "nats";
+pub(crate) const PART_REDIS: &str = "redis";
+/// How long parts may take to end once they are told to.
+const END: Duration = Duration::from_secs(5);
+
+/// What must be up for a dispatcher to be ready.
+pub fn readiness() -> Readiness {
+    Readiness::new(&[PART_NATS, PART_REDIS])
+}
+
+/// Runs a dispatcher until `shutdown`. Errors come from the start alone: what is lost later is
+/// waited for.
+pub async fn run(
+    options: DispatcherOptions,
+    shutdown: CancellationToken,
+) -> Result<(), DispatcherError> {
+    run_with(options, shutdown, readiness()).await
+}
+
+/// As [`run`], with a readiness that the caller serves. Metrics are declared here: telemetry
+/// must have been started.
+pub async fn run_with(
+    options: DispatcherOptions,
+    shutdown: CancellationToken,
+    readiness: Readiness,
+) -> Result<(), DispatcherError> {
+    options
+        .validate()
+        .map_err(|problems| DispatcherError::Options { problems })?;
+    let broker = Broker::connect(&options.nats.broker())
+        .await
+        .map_err(DispatcherError::Connect)?;
+    broker
+        .ensure_streams(&Sizes::default())
+        .await
+        .map_err(DispatcherError::Streams)?;
+    let lease = LeaseStore::connect(&options.redis)
+        .await
+        .map_err(DispatcherError::Lease)?;
+    for warning in lease.suitability().await.map_err(DispatcherError::Lease)? {
+        tracing::warn!("{warning}");
+    }
+    let fleet = Arc::new(Fleet {
+        pools: options
+            .pools
+            .iter()
+            .map(|pool| (pool.name.clone(), pool.clone()))
+            .collect(),
+        metrics: Metrics::new(options.pools.iter().map(|pool| &pool.name)),
+        limits: RequestLimits::default(),
+        held: HeldSet::default(),
+        group: TaskGroup::new(),
+        broker,
+        lease,
+        options,
+        readiness,
+    });
+    fleet.bootstrap().await?;
+    serve(fleet, shutdown).await
+}
+
+async fn serve(fleet: Arc<Fleet>, shutdown: CancellationToken) -> Result<(), DispatcherError> {
+    let subjects = fleet.broker.subjects();
+    let offers = subscribe(&fleet, "offers", subjects.offer_hint(), None).await?;
+    let hints = subscribe(&fleet, "lanes", subjects.lane_hint(), None).await?;
+    let cancels = subscribe(
+        &fleet,
+        "cancellations",
+        subjects.cancels(),
+        Some("dispatcher"),
+    )
+    .await?;
+    let (events, received) = mpsc::channel(256);
+    let lanes = fleet.group.child();
+    let stop = CancellationToken::new();
+
+    let group = &fleet.group;
+    let dispatch = Dispatch::new(fleet.clone(), received, offers);
+    let dispatch = group.spawn("dispatch", dispatch.run(stop.clone()));
+    group.spawn("progress", progress::run(fleet.clone()));
+    group.spawn("registry", registry::run(fleet.clone()));
+    group.spawn("reaper", reaper::run(fleet.clone()));
+    group.spawn(
+        "cancels",
+        cancel::run(fleet.clone(), cancels, events.clone()),
+    );
+    lanes.spawn(
+        "lanes",
+        lane::watch(fleet.clone(), hints, events, lanes.clone()),
+    );
+    fleet.note_servers(Ok(()));
+    tracing::info!(
+        nats = fleet.broker.url(),
+        pools = fleet.pools.len(),
+        "dispatcher runs"
+    );
+
+    shutdown.cancelled().await;
+    tracing::info!("dispatcher stops: nothing new is fetched");
+    fleet.readiness.set(PART_NATS, false);
+    // Stop fetching; then end what is under way and give the rest back; then the others, who
+    // until now kept marking what is held.
+    lanes.close_and_wait(END).await;
+    stop.cancel();
+    if dispatch.await.is_err() {
+        tracing::error!("the dispatch loop ended by a panic, requests come again");
+    }
+    group.close_and_wait(END).await;
+    let flushed = tokio::time::timeout(END, fleet.broker.nats().flush()).await;
+    match flushed {
+        Ok(Ok(())) => tracing::info!("dispatcher stopped"),
+        Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "nats was not flushed"),
+        Err(_) => tracing::warn!("nats was not flushed in time"),
+    }
+    Ok(())
+}
+
+async fn subscribe(
+    fleet: &Fleet,
+    what: &'static str,
+    subject: String,
+    queue: Option<&str>,
+) -> Result<async_nats::Subscriber, DispatcherError> {
+    let nats = fleet.broker.nats();
+    let subscribed = match queue {
+        Some(queue) => nats.queue_subscribe(subject, queue.to_owned()).await,
+        None => nats.subscribe(subject).await,
+    };
+    subscribed.map_err(|source| DispatcherError::Listen { what, source })
+}

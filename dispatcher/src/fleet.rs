@@ -1,0 +1,166 @@
+//! What every part of the dispatcher shares, and the effects that more than one of them has.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use broker_schema::codec::Format;
+use broker_schema::pool::PoolSpec;
+use broker_schema::{ErrorCode, PoolId, RequestLimits, TenantId, Terminal};
+use bytes::Bytes;
+use remuda_client::broker::{Broker, BrokerError, Gate, Outgoing};
+use remuda_lease::LeaseStore;
+use remuda_telemetry::{Readiness, TaskGroup, TraceHeaders};
+
+use crate::app::{PART_NATS, PART_REDIS};
+use crate::error::DispatcherError;
+use crate::metrics::{Code, Metrics};
+use crate::options::DispatcherOptions;
+use crate::progress::HeldSet;
+
+/// How long a terminal or a dead letter is tried before its message waits for another turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Header: why a message is in the DLQ.
+pub(crate) const HEADER_REASON: &str = "Remuda-Reason";
+/// Header: the code of the reason.
+pub(crate) const HEADER_CODE: &str = "Remuda-Code";
+/// Header: digest of the request as it was first published, on one that is handed back.
+pub(crate) const HEADER_DIGEST: &str = "Remuda-Digest";
+
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    pub(crate) broker: Broker,
+    pub(crate) lease: LeaseStore,
+    pub(crate) options: DispatcherOptions,
+    pub(crate) pools: BTreeMap<PoolId, PoolSpec>,
+    pub(crate) limits: RequestLimits,
+    pub(crate) metrics: Metrics,
+    pub(crate) readiness: Readiness,
+    pub(crate) held: HeldSet,
+    pub(crate) group: TaskGroup,
+}
+
+impl Fleet {
+    /// Puts a terminal through the gate. Losing is as good as winning: the task has an end.
+    pub(crate) async fn end(
+        &self,
+        terminal: &Terminal,
+        format: Format,
+        trace: &TraceHeaders,
+    ) -> Result<Gate, BrokerError> {
+        let gate = self
+            .broker
+            .put_terminal(terminal, format, trace, PATIENCE)
+            .await?;
+        if let (Gate::Won, Some(error)) = (&gate, &terminal.error) {
+            tracing::info!(
+                task = %terminal.task, tenant = %terminal.tenant, outcome = %terminal.outcome,
+                code = %error.code, "task ended without running: {error}"
+            );
+            self.metrics.rejected.add(1, Code(error.code));
+        }
+        Ok(gate)
+    }
+
+    /// Keeps a message that nobody can act on where people look.
+    pub(crate) async fn dead_letter(
+        &self,
+        lane: (&TenantId, &PoolId),
+        message: DeadLetter,
+    ) -> Result<(), BrokerError> {
+        tracing::warn!(
+            tenant = %lane.0, pool = %lane.1, code = %message.code, reason = message.reason,
+            "message goes to the dead letters"
+        );
+        let outgoing = Outgoing {
+            subject: self.broker.subjects().dead_letter(lane.0, lane.1),
+            message_id: Some(message.id),
+            format: message.format,
+            payload: message.payload,
+            trace: message.trace,
+            headers: vec![
+                (HEADER_CODE, message.code.to_string()),
+                (HEADER_REASON, one_line(&message.reason)),
+            ],
+        };
+        self.broker.publish(outgoing, PATIENCE).await?;
+        self.metrics.dead_lettered.add(1, Code(message.code));
+        Ok(())
+    }
+
+    /// Takes a new incarnation where Redis has none, and publishes the pools.
+    pub(crate) async fn bootstrap(&self) -> Result<(), DispatcherError> {
+        if self
+            .lease
+            .incarnation()
+            .await
+            .map_err(DispatcherError::Lease)?
+            .is_none()
+        {
+            let candidate = self
+                .broker
+                .next_incarnation()
+                .await
+                .map_err(DispatcherError::Incarnation)?;
+            let incarnation = self
+                .lease
+                .install_incarnation(candidate)
+                .await
+                .map_err(DispatcherError::Lease)?;
+            tracing::info!(
+                incarnation,
+                "redis had no incarnation: a new one is in force"
+            );
+        }
+        let stored = self.lease.pools().await.map_err(DispatcherError::Pools)?;
+        let mut wanted = self.options.pools.clone();
+        wanted.sort_by(|a, b| a.name.cmp(&b.name));
+        if stored != wanted {
+            self.lease
+                .set_pools(&wanted)
+                .await
+                .map_err(DispatcherError::Pools)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the servers can be reached, told once when it changes.
+    pub(crate) fn note_servers(&self, redis: Result<(), &remuda_lease::LeaseError>) {
+        let before = self.readiness.missing();
+        let nats = self.broker.connected();
+        if !nats && !before.contains(&PART_NATS) {
+            tracing::warn!(
+                url = self.broker.url(),
+                "nats-server cannot be reached: start it, or mend the network; trying again"
+            );
+        }
+        if let Err(error) = redis
+            && !before.contains(&PART_REDIS)
+        {
+            tracing::warn!(
+                error = %remuda_telemetry::Chain(error),
+                "redis cannot be used: start it, or mend the network; trying again"
+            );
+        }
+        self.readiness.set(PART_NATS, nats);
+        self.readiness.set(PART_REDIS, redis.is_ok());
+    }
+}
+
+/// A message for the DLQ.
+#[derive(Debug)]
+pub(crate) struct DeadLetter {
+    pub(crate) id: String,
+    pub(crate) code: ErrorCode,
+    pub(crate) reason: String,
+    pub(crate) format: Format,
+    pub(crate) payload: Bytes,
+    pub(crate) trace: TraceHeaders,
+}
+
+/// A header holds one line, and not a long one.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .take(500)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}

@@ -1,0 +1,322 @@
+//! Placement: claim a sandbox, publish to RUN, wait for the PubAck, settle the request.
+
+use std::time::{Duration, Instant};
+
+use broker_schema::codec::{self, Format};
+use broker_schema::{
+    ErrorCode, HEADER_CONTENT_TYPE, Placement, SandboxRef, TaskRequest, Terminal, Timestamp,
+};
+use remuda_client::broker::{BrokerError, Delivery, Outgoing};
+use remuda_lease::{Claim, ClaimNonce, ClaimRequest, LeaseError};
+use remuda_telemetry::{Chain, TraceHeaders, propagate};
+use tracing::Instrument as _;
+
+use crate::decide::{Next, after_claim, backoff};
+use crate::error::DispatcherError;
+use crate::fleet::{DeadLetter, Fleet};
+use crate::lane::Slot;
+use crate::progress::Held;
+use crate::queue::Ticket;
+use crate::terminals::Address;
+
+/// A request that is held, until it is placed or has an end.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) ticket: Ticket,
+    pub(crate) request: TaskRequest,
+    pub(crate) digest: String,
+    pub(crate) delivery: Delivery,
+    pub(crate) nonce: ClaimNonce,
+    /// Its terminal was looked for and is not there.
+    pub(crate) again: bool,
+    pub(crate) failures: u32,
+    pub(crate) since: Instant,
+    pub(crate) _held: Held,
+    pub(crate) _slot: Slot,
+}
+
+/// What is to be done with a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    Place,
+    Cancel,
+    Expire,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(crate) enum Placed {
+    /// Placed, or ended.
+    Settled {
+        granted: bool,
+    },
+    NoneWarm(Box<Job>),
+    Later(Box<Job>, Duration),
+}
+
+/// Why a job could not be brought on; it waits and is tried again.
+#[derive(Debug, thiserror::Error)]
+enum Stuck {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    #[error(transparent)]
+    Bootstrap(#[from] DispatcherError),
+    #[error("cannot encode the placement")]
+    Encode(#[from] codec::EncodeError),
+}
+
+/// A step that went through.
+enum Done {
+    Placed,
+    Ended,
+    NoneWarm,
+    Wait(Duration),
+}
+
+pub(crate) async fn run(fleet: &Fleet, mut job: Box<Job>, work: Work) -> Placed {
+    let trace = job.delivery.trace();
+    let span = tracing::info_span!(
+        "dispatch",
+        task = %job.request.id, run = %job.request.run, tenant = %job.request.tenant,
+        pool = %job.request.pool, attempt = tracing::field::Empty,
+    );
+    propagate::set_parent(&span, &trace);
+    async {
+        let done = match work {
+            Work::Place => place(fleet, &mut job, &trace).await,
+            Work::Cancel => {
+                let terminal = Address::of(&job.request).cancelled(&job.digest);
+                end(fleet, &job, &terminal, &trace).await
+            }
+            Work::Expire => {
+                let terminal = Address::of(&job.request).expired(&job.digest);
+                end(fleet, &job, &terminal, &trace).await
+            }
+        };
+        match done {
+            Ok(Done::Placed) => {
+                fleet.metrics.placed.add(1, ());
+                fleet.metrics.queue_wait.record(job.since.elapsed(), ());
+                Placed::Settled { granted: true }
+            }
+            Ok(Done::Ended) => Placed::Settled { granted: false },
+            Ok(Done::NoneWarm) => Placed::NoneWarm(job),
+            Ok(Done::Wait(wait)) => Placed::Later(job, wait),
+            Err(stuck) => {
+                let pause = backoff(job.failures, rand::random());
+                job.failures = job.failures.saturating_add(1);
+                // The servers' state is told of once, elsewhere.
+                tracing::debug!(error = %Chain(&stuck), ?pause, "task waits");
+                Placed::Later(job, pause)
+            }
+        }
+    }
+    .instrument(span)
+    .await
+}
+
+async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Done, Stuck> {
+    let request = &job.request;
+    let stored = fleet
+        .broker
+        .terminal_of(&request.tenant, &request.run, request.id)
+        .await?;
+    if let Some(terminal) = stored {
+        return over(fleet, job, &terminal).await;
+    }
+    if request
+        .deadline
+        .is_some_and(|deadline| deadline <= Timestamp::now())
+    {
+        let terminal = Address::of(request).expired(&job.digest);
+        return end(fleet, job, &terminal, trace).await;
+    }
+    if let Some(session) = request.session.clone() {
+        return publish(fleet, job, session, 1, trace).await;
+    }
+    let claim = ClaimRequest {
+        tenant: request.tenant.clone(),
+        run: request.run.clone(),
+        task: request.id,
+        pool: request.pool.clone(),
+        request_digest: job.digest.clone(),
+        max_attempts: fleet.options.max_attempts,
+        nonce: job.nonce,
+        again: job.again,
+    };
+    let began = Instant::now();
+    let answer = fleet.lease.claim(&claim).await?;
+    fleet.metrics.claim.record(began.elapsed(), ());
+    let next = after_claim(&answer);
+    match (next, answer) {
+        (_, Claim::Granted { sandbox, attempt }) => {
+            tracing::Span::current().record("attempt", attempt);
+            let lease = (sandbox.sandbox, sandbox.epoch);
+            let published = publish(fleet, job, sandbox, attempt, trace).await;
+            if published.is_err() {
+                if let Err(error) = fleet.lease.unclaim(&claim, lease.0, lease.1).await {
+                    tracing::debug!(error = %Chain(&error), "the claim runs out by itself");
+                }
+                job.nonce = ClaimNonce::new();
+            }
+            published
+        }
+        (Next::WaitForPool, _) => Ok(Done::NoneWarm),
+        (Next::Later(wait), _) => Ok(Done::Wait(wait)),
+        (Next::EndCancelled, _) => {
+            let terminal = Address::of(&job.request).cancelled(&job.digest);
+            end(fleet, job, &terminal, trace).await
+        }
+        (Next::EndDeadLettered { attempts }, _) => {
+            let reason = format!("{attempts} attempts ended by faults of the infrastructure");
+            bury(fleet, job, ErrorCode::AttemptsExhausted, reason).await?;
+            let terminal = Address::of(&job.request).dead_lettered(&job.digest, attempts);
+            end(fleet, job, &terminal, trace).await
+        }
+        (Next::LookForTerminal, _) => {
+            // It was not there before the claim; if it is not there now either, it was lost.
+            let request = &job.request;
+            let stored = fleet
+                .broker
+                .terminal_of(&request.tenant, &request.run, request.id)
+                .await?;
+            if let Some(terminal) = stored {
+                return over(fleet, job, &terminal).await;
+            }
+            job.again = true;
+            Ok(Done::Wait(Duration::from_millis(200)))
+        }
+        (Next::DeadLetterConflict { first_digest }, _) => conflict(fleet, job, &first_digest).await,
+        (Next::Bootstrap, _) | (Next::Publish, _) => {
+            fleet.bootstrap().await?;
+            Ok(Done::Wait(Duration::from_millis(50)))
+        }
+    }
+}
+
+/// The task has its terminal. It is this request's unless the digests differ.
+async fn over(fleet: &Fleet, job: &Job, terminal: &Terminal) -> Result<Done, Stuck> {
+    let first = &terminal.request_digest;
+    if !first.is_empty() && *first != job.digest {
+        return conflict(fleet, job, first).await;
+    }
+    settle(&job.delivery, Ok(())).await;
+    Ok(Done::Ended)
+}
+
+async fn conflict(fleet: &Fleet, job: &Job, first: &str) -> Result<Done, Stuck> {
+    let reason = format!(
+        "the id was used before for a request with the digest {first}, this one has {}",
+        job.digest
+    );
+    bury(fleet, job, ErrorCode::IdConflict, reason).await?;
+    settle(&job.delivery, Ok(())).await;
+    Ok(Done::Ended)
+}
+
+async fn bury(
+    fleet: &Fleet,
+    job: &Job,
+    code: ErrorCode,
+    reason: String,
+) -> Result<(), BrokerError> {
+    let letter = DeadLetter {
+        id: format!("req/{}", job.delivery.stream_sequence),
+        code,
+        reason,
+        format: job.delivery.format().unwrap_or_default(),
+        payload: job.delivery.payload.clone(),
+        trace: job.delivery.trace(),
+    };
+    let lane = (&job.request.tenant, &job.request.pool);
+    fleet.dead_letter(lane, letter).await
+}
+
+async fn end(
+    fleet: &Fleet,
+    job: &Job,
+    terminal: &Terminal,
+    trace: &TraceHeaders,
+) -> Result<Done, Stuck> {
+    let format = job.delivery.format().unwrap_or_default();
+    fleet
+        .end(terminal, format, &TraceHeaders::current_or(trace))
+        .await?;
+    settle(&job.delivery, Ok(())).await;
+    Ok(Done::Ended)
+}
+
+async fn publish(
+    fleet: &Fleet,
+    job: &Job,
+    sandbox: SandboxRef,
+    attempt: u32,
+    trace: &TraceHeaders,
+) -> Result<Done, Stuck> {
+    let session = job.request.session.is_some();
+    let subjects = fleet.broker.subjects();
+    let subject = subjects.placement(&sandbox.worker, &job.request.tenant, sandbox.sandbox);
+    let placement = Placement {
+        task: job.request.clone(),
+        request_digest: job.digest.clone(),
+        attempt,
+        sandbox,
+        dispatched_at: Timestamp::now(),
+    };
+    let outgoing = Outgoing {
+        subject,
+        message_id: Some(placement.message_id()),
+        // Whoever asked in JSON is answered in JSON.
+        format: job.delivery.format().unwrap_or_default(),
+        payload: codec::encode(&placement, job.delivery.format().unwrap_or_default())?.into(),
+        trace: TraceHeaders::current_or(trace),
+        headers: Vec::new(),
+    };
+    let ack = fleet
+        .broker
+        .publish(outgoing, fleet.options.timings.publish)
+        .await?;
+    if ack.duplicate && !session {
+        // Either our own try came through twice, or an attempt of this number was placed before
+        // Redis forgot it, and this one is stored nowhere. The claim tells: the request stays
+        // here until the task has an end or the lease runs out.
+        tracing::debug!(attempt, "a placement of this attempt was stored before");
+        return Ok(Done::Wait(Duration::from_secs(1)));
+    }
+    settle(&job.delivery, Ok(())).await;
+    Ok(Done::Placed)
+}
+
+/// Acknowledges a request that is seen to; lets it come again where it could not be.
+pub(crate) async fn settle(delivery: &Delivery, seen_to: Result<(), BrokerError>) {
+    let told = match seen_to {
+        Ok(()) => delivery.ack().await,
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "request comes again");
+            delivery.nak(Duration::from_secs(1)).await
+        }
+    };
+    if let Err(error) = told {
+        // It comes again, and the claim or the terminal says that it is seen to.
+        tracing::debug!(error = %Chain(&error), "request could not be settled");
+    }
+}
+
+impl Job {
+    /// Lets another dispatcher have it at once.
+    pub(crate) async fn give_back(self: Box<Self>) {
+        if let Err(error) = self.delivery.nak(Duration::ZERO).await {
+            tracing::debug!(error = %Chain(&error), "request comes again after its ack wait");
+        }
+    }
+}
+
+/// Format of a message that has headers, for those that are not deliveries.
+pub(crate) fn format_of(headers: Option<&async_nats::HeaderMap>) -> Format {
+    let value = headers
+        .and_then(|headers| headers.get(HEADER_CONTENT_TYPE))
+        .map(async_nats::HeaderValue::as_str);
+    Format::from_content_type(value).unwrap_or_default()
+}
