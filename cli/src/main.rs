@@ -13,6 +13,7 @@ mod programs;
 mod quantile;
 mod table;
 mod task_file;
+mod telemetry;
 mod up;
 
 use std::process::ExitCode;

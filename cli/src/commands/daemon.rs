@@ -3,10 +3,16 @@
 
 use std::path::PathBuf;
 
+use remuda_dispatcher::DispatcherOptions;
+use remuda_telemetry::{Readiness, Telemetry, TelemetryOptions};
+use remuda_worker::{READINESS, Worker, WorkerOptions};
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, exit};
+use crate::out;
 use crate::task_file;
+use crate::up::Stop;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -22,4 +28,60 @@ impl Args {
             .map_err(|error| Failure::because(format_args!("{file} cannot be read"), &error))?;
         task_file::single(&file, &text).map_err(|error| Failure::chain(&error))
     }
+}
+
+pub(crate) async fn dispatcher(args: Args) -> Result<u8, Failure> {
+    let options: DispatcherOptions = args.options()?;
+    let readiness = remuda_dispatcher::readiness();
+    let telemetry = telemetry("remuda-dispatcher", &options.telemetry, &readiness)?;
+    let shutdown = shutdown()?;
+    let ended = remuda_dispatcher::run_with(options, shutdown, readiness).await;
+    telemetry.shutdown().await;
+    ended.map_err(|error| Failure::chain(&error))?;
+    Ok(0)
+}
+
+pub(crate) async fn worker(args: Args) -> Result<u8, Failure> {
+    let options: WorkerOptions = args.options()?;
+    let readiness = Readiness::new(&READINESS);
+    let telemetry = telemetry("remuda-worker", &options.telemetry, &readiness)?;
+    let shutdown = shutdown()?;
+    let built = Worker::build(options).await;
+    let ended = match built {
+        Ok(worker) => {
+            worker.run(readiness, shutdown).await;
+            Ok(0)
+        }
+        Err(error) => Err(Failure::chain(&error).code(error.code())),
+    };
+    telemetry.shutdown().await;
+    ended
+}
+
+fn telemetry(
+    name: &str,
+    options: &TelemetryOptions,
+    readiness: &Readiness,
+) -> Result<Telemetry, Failure> {
+    let mut telemetry =
+        remuda_telemetry::init(name, options).map_err(|error| Failure::chain(&error))?;
+    telemetry
+        .serve(readiness)
+        .map_err(|error| Failure::chain(&error))?;
+    Ok(telemetry)
+}
+
+/// Cancelled by the first signal; the second ends the process.
+fn shutdown() -> Result<CancellationToken, Failure> {
+    let token = CancellationToken::new();
+    let mut stop = Stop::listen()?;
+    let told = token.clone();
+    let _watch = remuda_telemetry::task::spawn("signals", async move {
+        stop.told().await;
+        told.cancel();
+        stop.told().await;
+        out::note("told again: ending at once");
+        std::process::exit(exit::INTERRUPTED.into());
+    });
+    Ok(token)
 }

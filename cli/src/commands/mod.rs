@@ -1,7 +1,9 @@
 //! The commands, one file each.
 
 mod batch;
+mod bench;
 mod cancel;
+mod daemon;
 mod doctor;
 mod pool;
 mod ps;
@@ -36,6 +38,11 @@ pub(crate) enum Command {
     /// Checks this machine and the running fleet, and says how to mend them
     Doctor(doctor::Args),
     #[command(hide = true)]
+    Dispatcher(daemon::Args),
+    #[command(hide = true)]
+    Worker(daemon::Args),
+    Bench(bench::Args),
+    #[command(hide = true)]
     Supervise(supervise::Args),
 }
 
@@ -54,8 +61,21 @@ impl Command {
 
 /// Runs a command; the status is what the process exits with.
 pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
-    let globals: &Globals = &cli.globals;
     match cli.command {
+        // The daemons have telemetry of their own.
+        Command::Dispatcher(args) => Box::pin(daemon::dispatcher(args)).await,
+        Command::Worker(args) => Box::pin(daemon::worker(args)).await,
+        command => {
+            let telemetry = crate::telemetry::start(&cli.globals)?;
+            let result = front(command, &cli.globals).await;
+            telemetry.shutdown().await;
+            result
+        }
+    }
+}
+
+async fn front(command: Command, globals: &Globals) -> Result<u8, Failure> {
+    match command {
         Command::Up(args) => up::run(args, globals).await,
         Command::Run(args) => Box::pin(run::run(args, globals)).await,
         Command::Task(command) => Box::pin(task::run(command, globals)).await,
@@ -66,6 +86,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Ps(args) => ps::run(&args, globals).await,
         Command::Pool(command) => pool::run(&command, globals).await,
         Command::Doctor(args) => doctor::run(args, globals).await,
-        Command::Supervise(_) => Ok(0),
+        Command::Dispatcher(_) | Command::Worker(_) | Command::Supervise(_) => {
+            unreachable!("handled before")
+        }
     }
 }

@@ -127,12 +127,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_loop_stops_at_its_number_of_operations() {
-        let budget = Budget { operations: 10, seconds: 60.0 };
-        let phase = measure(|_| async { Ok(Count(0)) }, 1, budget).await.unwrap();
+        let budget = Budget {
+            operations: 10,
+            seconds: 60.0,
+        };
+        let phase = measure(|_| async { Ok(Count(0)) }, 1, budget)
+            .await
+            .unwrap();
         assert_eq!(phase.latencies.len() + phase.errors, 10);
         assert_eq!(phase.errors, 1);
         assert_eq!(phase.first_error.as_deref(), Some("the fourth fails"));
-        let phase = measure(|_| async { Ok(Count(100)) }, 8, budget).await.unwrap();
+        let phase = measure(|_| async { Ok(Count(100)) }, 8, budget)
+            .await
+            .unwrap();
         assert_eq!(phase.latencies.len(), 10);
     }
 }

@@ -1,7 +1,7 @@
 //! One JSON line per mode, in the shape that peers' benchmarks print.
 
-use std::collections::BTreeMap;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 use super::load::Phase;
 use crate::quantile::{Latencies, Quantiles};
@@ -37,12 +37,15 @@ impl Line {
         phases: &[(usize, Phase)],
     ) -> Self {
         let mut latencies = Latencies::default();
-        let alone = phases.first().map_or(&[][..], |(_, phase)| &phase.latencies);
+        let alone = phases
+            .first()
+            .map_or(&[][..], |(_, phase)| &phase.latencies);
         for latency in alone {
             latencies.add(latency.as_micros() as u64);
         }
         let quantiles = latencies.quantiles();
-        let at = |pick: fn(&Quantiles) -> u64| quantiles.as_ref().map_or(0.0, |q| pick(q) as f64 / 1e3);
+        let at =
+            |pick: fn(&Quantiles) -> u64| quantiles.as_ref().map_or(0.0, |q| pick(q) as f64 / 1e3);
         Self {
             mode,
             isolation,
@@ -50,7 +53,9 @@ impl Line {
             version: format!("remuda {}", env!("CARGO_PKG_VERSION")),
             n: alone.len(),
             errors: phases.iter().map(|(_, phase)| phase.errors).sum(),
-            first_error: phases.iter().find_map(|(_, phase)| phase.first_error.clone()),
+            first_error: phases
+                .iter()
+                .find_map(|(_, phase)| phase.first_error.clone()),
             p50_ms: at(|q| q.p50),
             p90_ms: at(|q| q.p90),
             p99_ms: at(|q| q.p99),
