@@ -1,4 +1,5 @@
 //! A Redis of the test's own, on a socket in a folder of its own, and short names for ids.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 #![allow(dead_code, reason = "every test file uses another part")]
 
 use std::process::{Child, Command, Stdio};
@@ -10,13 +11,13 @@ use remuda_lease::{
     Claim, ClaimNonce, ClaimRequest, LeaseOptions, LeaseStore, Offered, WorkerRecord,
 };
 
-pub struct Redis {
+pub(crate) struct Redis {
     child: Child,
     dir: tempfile::TempDir,
 }
 
 impl Redis {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let child = Command::new("redis-server")
             .args(["--port", "0", "--save", "", "--appendonly", "no"])
@@ -31,7 +32,7 @@ impl Redis {
         Self { child, dir }
     }
 
-    pub fn options(&self) -> LeaseOptions {
+    pub(crate) fn options(&self) -> LeaseOptions {
         LeaseOptions {
             url: format!("unix://{}", self.dir.path().join("redis.sock").display()),
             timeout: Duration::from_secs(10),
@@ -40,7 +41,7 @@ impl Redis {
         }
     }
 
-    pub async fn store(&self, options: &LeaseOptions) -> LeaseStore {
+    pub(crate) async fn store(&self, options: &LeaseOptions) -> LeaseStore {
         until("redis answers", async || {
             LeaseStore::connect(options).await.ok()
         })
@@ -48,7 +49,7 @@ impl Redis {
     }
 
     /// Runs one command beside the store: what another program could do.
-    pub async fn command(&self, args: &[&str]) -> redis::Value {
+    pub(crate) async fn command(&self, args: &[&str]) -> redis::Value {
         let client = redis::Client::open(self.options().url).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut command = redis::cmd(args[0]);
@@ -65,7 +66,7 @@ impl Drop for Redis {
 }
 
 /// Asks again until there is an answer; fails after a while.
-pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(answer) = ask().await {
@@ -76,19 +77,19 @@ pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T 
     }
 }
 
-pub fn worker(name: &str) -> WorkerId {
+pub(crate) fn worker(name: &str) -> WorkerId {
     name.parse().unwrap()
 }
 
-pub fn pool() -> PoolId {
+pub(crate) fn pool() -> PoolId {
     "py".parse().unwrap()
 }
 
-pub fn tenant() -> TenantId {
+pub(crate) fn tenant() -> TenantId {
     "acme".parse().unwrap()
 }
 
-pub fn record(name: &str, incarnation: u32) -> WorkerRecord {
+pub(crate) fn record(name: &str, incarnation: u32) -> WorkerRecord {
     WorkerRecord {
         worker: worker(name),
         incarnation,
@@ -103,7 +104,7 @@ pub fn record(name: &str, incarnation: u32) -> WorkerRecord {
 }
 
 /// A store with incarnation 1, one pool, and one worker.
-pub async fn fleet(redis: &Redis) -> LeaseStore {
+pub(crate) async fn fleet(redis: &Redis) -> LeaseStore {
     let store = redis.store(&redis.options()).await;
     assert_eq!(store.install_incarnation(1).await.unwrap(), 1);
     store.set_pools(&[PoolSpec::named(pool())]).await.unwrap();
@@ -111,7 +112,7 @@ pub async fn fleet(redis: &Redis) -> LeaseStore {
     store
 }
 
-pub async fn offer(store: &LeaseStore, name: &str, count: usize) -> Vec<SandboxId> {
+pub(crate) async fn offer(store: &LeaseStore, name: &str, count: usize) -> Vec<SandboxId> {
     let ids: Vec<SandboxId> = (0..count).map(|_| SandboxId::new()).collect();
     let offered = store.offer(&worker(name), 1, &pool(), &ids).await.unwrap();
     assert_eq!(
@@ -123,7 +124,7 @@ pub async fn offer(store: &LeaseStore, name: &str, count: usize) -> Vec<SandboxI
     ids
 }
 
-pub fn request(task: TaskId) -> ClaimRequest {
+pub(crate) fn request(task: TaskId) -> ClaimRequest {
     ClaimRequest {
         tenant: tenant(),
         run: "run".parse().unwrap(),
@@ -136,7 +137,7 @@ pub fn request(task: TaskId) -> ClaimRequest {
     }
 }
 
-pub fn granted(claim: Claim) -> (SandboxRef, u32) {
+pub(crate) fn granted(claim: Claim) -> (SandboxRef, u32) {
     match claim {
         Claim::Granted { sandbox, attempt } => (sandbox, attempt),
         other => panic!("not granted: {other:?}"),
