@@ -86,6 +86,7 @@ async fn front(command: Command, globals: &Globals) -> Result<u8, Failure> {
         Command::Ps(args) => ps::run(&args, globals).await,
         Command::Pool(command) => pool::run(&command, globals).await,
         Command::Doctor(args) => doctor::run(args, globals).await,
+        Command::Bench(args) => Box::pin(bench::run(args, globals)).await,
         Command::Dispatcher(_) | Command::Worker(_) | Command::Supervise(_) => {
             unreachable!("handled before")
         }
