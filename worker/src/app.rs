@@ -63,9 +63,7 @@ impl WorkerError {
             Self::OwnPath(_) | Self::NoSidecar { .. } | Self::Local(_) => {
                 ErrorCode::SandboxCreateFailed
             }
-            Self::Broker(error) | Self::Register(RegistryError::Incarnation(error)) => {
-                error.code()
-            }
+            Self::Broker(error) | Self::Register(RegistryError::Incarnation(error)) => error.code(),
             Self::Leases(error)
             | Self::Register(RegistryError::Heartbeat(error) | RegistryError::Install(error)) => {
                 error.code()
@@ -242,7 +240,10 @@ async fn drain(shared: &Shared) {
     for holder in shared.herd().holders() {
         holder.stop(Stop::Shutdown);
     }
-    if tokio::time::timeout(KILL_BOUND, empty(shared)).await.is_err() {
+    if tokio::time::timeout(KILL_BOUND, empty(shared))
+        .await
+        .is_err()
+    {
         tracing::error!(sandboxes = ?shared.herd().by_state(), "sandboxes are left to the system");
     }
     shared.holders.wait(KILL_BOUND).await;

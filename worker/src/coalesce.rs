@@ -197,7 +197,11 @@ mod tests {
         assert_eq!(held.take().len(), 1);
         assert_eq!(held.due(), None);
         held.end_step(ExitStatus::code(0), now);
-        assert_eq!(held.due(), Some(now + HOLD), "readers of frames want the exit");
+        assert_eq!(
+            held.due(),
+            Some(now + HOLD),
+            "readers of frames want the exit"
+        );
     }
 
     proptest! {

@@ -10,11 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::shared::Shared;
 
-pub(crate) async fn run(
-    shared: Arc<Shared>,
-    mut messages: Subscriber,
-    token: CancellationToken,
-) {
+pub(crate) async fn run(shared: Arc<Shared>, mut messages: Subscriber, token: CancellationToken) {
     loop {
         let message = tokio::select! {
             biased;

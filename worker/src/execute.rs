@@ -185,7 +185,8 @@ impl<'a> Run<'a> {
                     ExitStatus::code(1),
                 ),
             };
-            let stop = closed.end.is_final() || !closed.end.succeeded() && !task.continue_on_failure;
+            let stop =
+                closed.end.is_final() || !closed.end.succeeded() && !task.continue_on_failure;
             self.close(closed);
             if stop {
                 return;

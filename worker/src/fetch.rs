@@ -94,7 +94,10 @@ async fn route(shared: &Arc<Shared>, delivery: Delivery) {
         tenant, sandbox, ..
     }) = subject
     else {
-        tracing::error!(subject = delivery.subject, "a message is on a strange subject, dropped");
+        tracing::error!(
+            subject = delivery.subject,
+            "a message is on a strange subject, dropped"
+        );
         shared.metrics.unreadable();
         finish::acknowledge(&delivery).await;
         return;
@@ -117,7 +120,10 @@ async fn route(shared: &Arc<Shared>, delivery: Delivery) {
             return;
         }
     };
-    place(shared, Job::new(shared, placement, delivery, format, cancel));
+    place(
+        shared,
+        Job::new(shared, placement, delivery, format, cancel),
+    );
 }
 
 fn place(shared: &Arc<Shared>, job: Job) {
@@ -269,7 +275,8 @@ async fn refuse(
         sandbox: None,
         kept: false,
     };
-    shared
-        .holders
-        .spawn("refusal", finish::answer(shared.clone(), delivery, terminal));
+    shared.holders.spawn(
+        "refusal",
+        finish::answer(shared.clone(), delivery, terminal),
+    );
 }

@@ -159,7 +159,13 @@ pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, fault: b
         let most = RETRY_PAUSE.saturating_mul(1 << placement.attempt.min(10));
         tokio::time::sleep(most.min(LONGEST_PAUSE).mul_f64(rand::random())).await;
     }
-    release(&shared, placement.sandbox.sandbox, placement.sandbox.epoch, None).await;
+    release(
+        &shared,
+        placement.sandbox.sandbox,
+        placement.sandbox.epoch,
+        None,
+    )
+    .await;
     let payload = match codec::encode(task, job.format) {
         Ok(payload) => payload,
         Err(error) => {

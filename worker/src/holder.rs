@@ -51,7 +51,9 @@ struct Session {
 enum Next {
     Keep(Option<SessionOptions>),
     /// To be destroyed; `held` where the lease is still ours to give back.
-    Close { held: bool },
+    Close {
+        held: bool,
+    },
 }
 
 impl Holder {

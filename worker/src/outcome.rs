@@ -85,9 +85,7 @@ impl StepEnd {
     /// Whether nothing more can be run after it, whatever the task asks for.
     pub(crate) fn is_final(&self) -> bool {
         match self {
-            Self::Exited { timed_out, .. } => {
-                timed_out.is_some_and(|limit| limit != Limit::Step)
-            }
+            Self::Exited { timed_out, .. } => timed_out.is_some_and(|limit| limit != Limit::Step),
             Self::FileDone | Self::Refused(_) => false,
             Self::Unable(_)
             | Self::NoTime(_)
@@ -163,7 +161,9 @@ pub(crate) fn judge(ends: &[StepEnd], interrupt: Option<Interrupt>, session: boo
             let evidence = match killed_for_memory(ends) {
                 0 => "every step exited with 0".to_owned(),
                 kills => {
-                    format!("every step exited with 0; the kernel's count of OOM kills grew by {kills}")
+                    format!(
+                        "every step exited with 0; the kernel's count of OOM kills grew by {kills}"
+                    )
                 }
             };
             Verdict::Finish(Finding::new(Outcome::Succeeded, evidence))
@@ -193,11 +193,7 @@ fn interrupted(interrupt: Interrupt, session: bool) -> Verdict {
             ErrorCode::StaleEpoch,
             "the lease on its sandbox was lost",
         ),
-        Interrupt::Shutdown => lost(
-            session,
-            ErrorCode::SandboxLost,
-            "its worker was stopped",
-        ),
+        Interrupt::Shutdown => lost(session, ErrorCode::SandboxLost, "its worker was stopped"),
     }
 }
 

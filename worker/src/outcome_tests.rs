@@ -64,32 +64,76 @@ fn every_end_has_one_outcome_and_one_culprit() {
     // ends -> alone, in a session
     let cases: Vec<(Vec<StepEnd>, &str, &str)> = vec![
         (vec![], "succeeded policy", "succeeded policy"),
-        (vec![exited(0), StepEnd::FileDone], "succeeded policy", "succeeded policy"),
+        (
+            vec![exited(0), StepEnd::FileDone],
+            "succeeded policy",
+            "succeeded policy",
+        ),
         (vec![oom(0)], "succeeded policy", "succeeded policy"),
         (vec![exited(0), exited(3)], "failed policy", "failed policy"),
         (vec![exited(3), exited(0)], "failed policy", "failed policy"),
         (vec![oom(137)], "oom_killed policy", "oom_killed policy"),
-        (vec![timed_out(Limit::Step, false)], "timed_out policy", "timed_out policy"),
-        (vec![timed_out(Limit::Task, false)], "timed_out policy", "timed_out policy"),
-        (vec![timed_out(Limit::Deadline, false)], "expired user", "expired user"),
-        (vec![timed_out(Limit::Step, true)], "back", "timed_out infrastructure"),
-        (vec![StepEnd::NoTime(Limit::Task)], "timed_out policy", "timed_out policy"),
-        (vec![StepEnd::NoTime(Limit::Deadline)], "expired user", "expired user"),
+        (
+            vec![timed_out(Limit::Step, false)],
+            "timed_out policy",
+            "timed_out policy",
+        ),
+        (
+            vec![timed_out(Limit::Task, false)],
+            "timed_out policy",
+            "timed_out policy",
+        ),
+        (
+            vec![timed_out(Limit::Deadline, false)],
+            "expired user",
+            "expired user",
+        ),
+        (
+            vec![timed_out(Limit::Step, true)],
+            "back",
+            "timed_out infrastructure",
+        ),
+        (
+            vec![StepEnd::NoTime(Limit::Task)],
+            "timed_out policy",
+            "timed_out policy",
+        ),
+        (
+            vec![StepEnd::NoTime(Limit::Deadline)],
+            "expired user",
+            "expired user",
+        ),
         (
             vec![StepEnd::Unresponsive(Limit::Task)],
             "timed_out policy unusable",
             "timed_out policy unusable",
         ),
         (vec![refused(NoSpace)], "failed policy", "failed policy"),
-        (vec![refused(InvalidField)], "rejected user", "rejected user"),
-        (vec![broken(0)], "back", "sandbox_lost infrastructure unusable"),
-        (vec![broken(1)], "oom_killed policy unusable", "oom_killed policy unusable"),
+        (
+            vec![refused(InvalidField)],
+            "rejected user",
+            "rejected user",
+        ),
+        (
+            vec![broken(0)],
+            "back",
+            "sandbox_lost infrastructure unusable",
+        ),
+        (
+            vec![broken(1)],
+            "oom_killed policy unusable",
+            "oom_killed policy unusable",
+        ),
         (
             vec![StepEnd::Unable("fork".to_owned())],
             "back",
             "sandbox_lost infrastructure unusable",
         ),
-        (vec![StepEnd::Stale], "back", "sandbox_lost infrastructure unusable"),
+        (
+            vec![StepEnd::Stale],
+            "back",
+            "sandbox_lost infrastructure unusable",
+        ),
     ];
     for (ends, alone, in_session) in cases {
         assert_eq!(short(&judge(&ends, None, false)), alone, "{ends:?}");
@@ -103,8 +147,16 @@ fn an_interruption_decides_over_what_it_left_half_done() {
     for (interrupt, alone, in_session) in [
         (Interrupt::Cancelled, "cancelled user", "cancelled user"),
         (Interrupt::LeaseOverdue, "quiet", "quiet"),
-        (Interrupt::LeaseLost, "back", "sandbox_lost infrastructure unusable"),
-        (Interrupt::Shutdown, "back", "sandbox_lost infrastructure unusable"),
+        (
+            Interrupt::LeaseLost,
+            "back",
+            "sandbox_lost infrastructure unusable",
+        ),
+        (
+            Interrupt::Shutdown,
+            "back",
+            "sandbox_lost infrastructure unusable",
+        ),
     ] {
         assert_eq!(short(&judge(&half, Some(interrupt), false)), alone);
         assert_eq!(short(&judge(&half, Some(interrupt), true)), in_session);
@@ -162,9 +214,18 @@ fn a_refusal_is_the_infrastructures_only_where_nothing_ran_before() {
             }
         }
     }
-    assert!(matches!(refusal("spawn_failed", "m", true), StepEnd::Unable(_)));
-    assert!(matches!(refusal("spawn_failed", "m", false), StepEnd::Refused(_)));
-    assert!(matches!(refusal("whatever", "m", false), StepEnd::Refused(_)));
+    assert!(matches!(
+        refusal("spawn_failed", "m", true),
+        StepEnd::Unable(_)
+    ));
+    assert!(matches!(
+        refusal("spawn_failed", "m", false),
+        StepEnd::Refused(_)
+    ));
+    assert!(matches!(
+        refusal("whatever", "m", false),
+        StepEnd::Refused(_)
+    ));
 }
 
 #[test]

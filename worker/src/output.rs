@@ -41,11 +41,6 @@ impl Tally {
         }
     }
 
-    /// Bytes that were taken in.
-    pub(crate) fn kept(&self) -> u64 {
-        self.kept
-    }
-
     /// `dropped` is what the sidecar says it left out.
     pub(crate) fn finish(mut self, dropped: u64) -> Output {
         let tail = (self.kept > WHOLE as u64).then(|| {

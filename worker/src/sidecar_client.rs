@@ -95,7 +95,11 @@ pub(crate) fn shorten(text: &str) -> String {
             short.push('…');
             break;
         }
-        short.push(if character.is_control() { ' ' } else { character });
+        short.push(if character.is_control() {
+            ' '
+        } else {
+            character
+        });
     }
     short
 }
@@ -164,7 +168,9 @@ impl SidecarClient {
 
     pub(crate) async fn signal(&self, request: v1::SignalRequest) -> Result<(), CallError> {
         let mut client = self.client.clone();
-        within("Signal", CALL, client.signal(request)).await.map(|_| ())
+        within("Signal", CALL, client.signal(request))
+            .await
+            .map(|_| ())
     }
 
     pub(crate) async fn reset(&self, request: v1::ResetRequest) -> Result<u32, CallError> {

@@ -110,9 +110,10 @@ impl Backend {
 }
 
 async fn greet(sandbox: &mut LocalSandbox) -> Result<SidecarClient, CallError> {
-    let socket = sandbox
-        .take_socket()
-        .ok_or(CallError::Lost { call: "connect", reason: "its socket was taken before".into() })?;
+    let socket = sandbox.take_socket().ok_or(CallError::Lost {
+        call: "connect",
+        reason: "its socket was taken before".into(),
+    })?;
     let sidecar = SidecarClient::connect(socket).await?;
     // A sandbox is offered only once its sidecar has answered.
     sidecar.health().await?;

@@ -16,7 +16,9 @@ impl Backoff {
     /// One more failure. `jitter` is between 0 and 1; the pause is half fixed, half by it.
     pub(super) fn failed(&mut self, now: Instant, jitter: f64) -> Duration {
         let doubled = FIRST.saturating_mul(1 << self.failures.min(16));
-        let pause = doubled.min(LONGEST).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+        let pause = doubled
+            .min(LONGEST)
+            .mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
         self.failures = self.failures.saturating_add(1);
         self.until = Some(now + pause);
         pause
