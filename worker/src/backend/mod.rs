@@ -141,6 +141,14 @@ impl Sandbox {
         self.id
     }
 
+    /// The sidecar's process as this process sees it; none where there is no process.
+    pub fn pid(&self) -> Option<i32> {
+        match &self.inner {
+            Inner::Local { sandbox, .. } => sandbox.pid(),
+            Inner::Fake(_) => None,
+        }
+    }
+
     /// Starts a command. Dropping the events kills it.
     pub async fn execute(
         &self,
