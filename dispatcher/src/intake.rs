@@ -301,6 +301,15 @@ mod tests {
         }
     }
 
+    type Case<'c> = (
+        Vec<u8>,
+        Option<&'c str>,
+        Option<&'c str>,
+        bool,
+        ErrorCode,
+        Option<&'c str>,
+    );
+
     #[test]
     fn what_cannot_run_is_rejected_to_whoever_can_be_told() {
         let good = task();
@@ -312,14 +321,6 @@ mod tests {
         let id = good.id.to_string();
         let message_id = format!("acme/{id}");
         let other = format!("evil/{id}");
-        type Case<'c> = (
-            Vec<u8>,
-            Option<&'c str>,
-            Option<&'c str>,
-            bool,
-            ErrorCode,
-            Option<&'c str>,
-        );
         let cases: Vec<Case<'_>> = vec![
             (
                 json(|_| ()),

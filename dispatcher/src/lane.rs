@@ -11,6 +11,7 @@ use remuda_client::broker::{Delivery, Puller};
 use remuda_lease::ClaimNonce;
 use remuda_telemetry::{Chain, TaskGroup};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
 
 use crate::decide::backoff;
 use crate::dispatch::Event;
@@ -40,7 +41,7 @@ pub(crate) async fn watch(
     events: mpsc::Sender<Event>,
     group: TaskGroup,
 ) {
-    let mut lanes: BTreeMap<(TenantId, PoolId), ()> = BTreeMap::new();
+    let mut lanes: BTreeMap<(TenantId, PoolId), JoinHandle<()>> = BTreeMap::new();
     let mut tick = tokio::time::interval(fleet.options.timings.tick);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -53,14 +54,18 @@ pub(crate) async fn watch(
             _ = tick.tick() => stored(&fleet).await,
         };
         for lane in found {
-            if lanes.contains_key(&lane) {
+            // One that ended by a panic is opened again.
+            if lanes
+                .get(&lane)
+                .is_some_and(|running| !running.is_finished())
+            {
                 continue;
             }
             tracing::debug!(tenant = %lane.0, pool = %lane.1, "lane found");
             let (fleet, events, stop) = (fleet.clone(), events.clone(), group.clone());
             let named = lane.clone();
-            group.spawn("lane", async move { run(fleet, named, events, stop).await });
-            lanes.insert(lane, ());
+            let running = group.spawn("lane", async move { run(fleet, named, events, stop).await });
+            lanes.insert(lane, running);
         }
         fleet.metrics.lanes.set(lanes.len() as i64, ());
     }
@@ -82,12 +87,12 @@ async fn stored(fleet: &Fleet) -> Vec<(TenantId, PoolId)> {
     match counts {
         Ok(counts) => counts
             .keys()
-            .filter_map(|subject| match subjects.parse(subject) {
-                Some(ParsedSubject::Request { tenant, pool }) => Some((tenant, pool)),
-                _ => {
-                    tracing::debug!(subject, "requests under a subject that is no lane");
-                    None
+            .filter_map(|subject| {
+                if let Some(ParsedSubject::Request { tenant, pool }) = subjects.parse(subject) {
+                    return Some((tenant, pool));
                 }
+                tracing::debug!(subject, "requests under a subject that is no lane");
+                None
             })
             .collect(),
         Err(error) => {

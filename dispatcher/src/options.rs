@@ -285,9 +285,11 @@ mod tests {
     fn misspelt_options_are_refused_and_secrets_hidden() {
         let error = serde_json::from_str::<DispatcherOptions>(r#"{"windw": 3}"#).unwrap_err();
         assert!(error.to_string().contains("windw"));
-        let mut nats = NatsOptions::default();
-        nats.url = "nats://joe:s3cret@h:1".into();
-        nats.token = Some("s3cret".into());
+        let nats = NatsOptions {
+            url: "nats://joe:s3cret@h:1".into(),
+            token: Some("s3cret".into()),
+            ..NatsOptions::default()
+        };
         assert!(!format!("{nats:?}").contains("s3cret"));
     }
 }

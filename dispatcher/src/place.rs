@@ -189,7 +189,7 @@ async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Don
             Ok(Done::Wait(Duration::from_millis(200)))
         }
         (Next::DeadLetterConflict { first_digest }, _) => conflict(fleet, job, &first_digest).await,
-        (Next::Bootstrap, _) | (Next::Publish, _) => {
+        (Next::Bootstrap | Next::Publish, _) => {
             fleet.bootstrap().await?;
             Ok(Done::Wait(Duration::from_millis(50)))
         }

@@ -120,10 +120,10 @@ impl<T> FairQueue<T> {
     fn choose_level(&mut self) -> Option<usize> {
         let waiting: Vec<usize> = (0..3).filter(|&i| !self.levels[i].is_empty()).collect();
         let total: i64 = waiting.iter().map(|&i| WEIGHTS[i]).sum();
-        for i in 0..3 {
+        for (i, owed) in self.owed.iter_mut().enumerate() {
             // Who has nothing to send saves nothing up.
-            self.owed[i] = if waiting.contains(&i) {
-                self.owed[i] + WEIGHTS[i]
+            *owed = if waiting.contains(&i) {
+                *owed + WEIGHTS[i]
             } else {
                 0
             };

@@ -156,20 +156,19 @@ async fn see_to(fleet: &Fleet, worker: &WorkerId) -> Result<(), ReapError> {
         ..theirs
     };
     let mut puller = fleet.broker.puller(&def).await.map_err(failed)?;
-    let seen = async {
+    let seen: Result<(), BrokerError> = async {
         loop {
             puller.want(BATCH);
-            match tokio::time::timeout(QUIET, puller.next()).await {
-                Ok(delivery) => take(fleet, worker, &delivery?).await?,
-                Err(_) => {
-                    let left = fleet
-                        .broker
-                        .subject_counts(&def.stream, &def.filter)
-                        .await?;
-                    if left.values().sum::<usize>() == 0 {
-                        return Ok(());
-                    }
-                }
+            if let Ok(delivery) = tokio::time::timeout(QUIET, puller.next()).await {
+                take(fleet, worker, &delivery?).await?;
+                continue;
+            }
+            let left = fleet
+                .broker
+                .subject_counts(&def.stream, &def.filter)
+                .await?;
+            if left.values().sum::<usize>() == 0 {
+                return Ok(());
             }
         }
     }
@@ -179,7 +178,8 @@ async fn see_to(fleet: &Fleet, worker: &WorkerId) -> Result<(), ReapError> {
         .broker
         .delete_consumer(&def.stream, &def.durable)
         .await;
-    seen.and(removed.map(drop)).map_err(failed)
+    seen.map_err(failed)?;
+    removed.map(drop).map_err(failed)
 }
 
 /// Sees to one placement, then acknowledges it.

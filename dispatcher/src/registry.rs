@@ -24,7 +24,7 @@ pub(crate) async fn run(fleet: Arc<Fleet>) {
         match fleet.bootstrap().await {
             Ok(()) => {
                 let looked = look(&fleet, &mut told).await;
-                fleet.note_servers(looked.as_ref().map(|()| ()));
+                fleet.note_servers(looked.as_ref().copied());
             }
             Err(DispatcherError::Lease(error) | DispatcherError::Pools(error)) => {
                 fleet.note_servers(Err(&error));

@@ -12,6 +12,9 @@ use broker_schema::{
 use remuda_client::broker::Outgoing;
 use support::{FakeWorker, Fleet, task, until};
 
+/// What a case does to a good request.
+type Change = fn(&mut serde_json::Value);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_waits_for_an_offer_and_is_placed_under_its_epoch() {
     let fleet = Fleet::start().await;
@@ -44,7 +47,6 @@ async fn a_task_waits_for_an_offer_and_is_placed_under_its_epoch() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_run_is_answered_with_its_code() {
     let fleet = Fleet::start().await;
-    type Change = fn(&mut serde_json::Value);
     let cases: [(&str, Change, ErrorCode); 8] = [
         (
             "nope",
@@ -281,4 +283,27 @@ async fn a_flushed_redis_gets_a_new_incarnation_and_a_stop_gives_requests_back()
     let (placement, _) = worker.placement(&fleet).await;
     assert_eq!(placement.task.id, waiting.id);
     assert_eq!(placement.sandbox.epoch.incarnation(), after);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_goes_and_comes_back_costs_time_and_nothing_else() {
+    let mut fleet = Fleet::start().await;
+    let before = fleet.lease.incarnation().await.unwrap().unwrap();
+    fleet.stop_redis();
+    until("the dispatcher is not ready", async || {
+        (fleet.readiness.missing() == ["redis"]).then_some(())
+    })
+    .await;
+    let waiting = task();
+    fleet.submit(&waiting).await;
+    fleet.start_redis();
+    until("the dispatcher is ready again", async || {
+        fleet.readiness.is_ready().then_some(())
+    })
+    .await;
+    let mut worker = FakeWorker::join(&fleet, "w1").await;
+    assert!(worker.incarnation > before, "this redis forgot everything");
+    worker.offer(&fleet, 1).await;
+    let (placement, _) = worker.placement(&fleet).await;
+    assert_eq!((placement.task.id, placement.attempt), (waiting.id, 1));
 }

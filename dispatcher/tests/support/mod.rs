@@ -41,7 +41,8 @@ pub(crate) struct Fleet {
     shutdown: CancellationToken,
     dispatcher: Option<JoinHandle<Result<(), DispatcherError>>>,
     group: TaskGroup,
-    _servers: [Server; 2],
+    _nats: Server,
+    redis: Option<Server>,
     dir: tempfile::TempDir,
 }
 
@@ -49,22 +50,6 @@ impl Fleet {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("redis.sock");
-        let redis = Command::new("redis-server")
-            .args([
-                "--port",
-                "0",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--unixsocket",
-            ])
-            .arg(&socket)
-            .arg("--dir")
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed");
         let nats = Command::new(nats_server())
             .args([
                 "--addr",
@@ -82,7 +67,8 @@ impl Fleet {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server starts");
-        let servers = [Server(redis), Server(nats)];
+        let nats = Server(nats);
+        let redis = redis_server(dir.path());
         let url = until("nats-server says its port", async || ports(dir.path())).await;
 
         let mut options = DispatcherOptions {
@@ -122,7 +108,8 @@ impl Fleet {
             shutdown: CancellationToken::new(),
             dispatcher: None,
             group: TaskGroup::new(),
-            _servers: servers,
+            _nats: nats,
+            redis: Some(redis),
             dir,
         };
         fleet.start_dispatcher().await;
@@ -151,6 +138,14 @@ impl Fleet {
             .unwrap()
             .unwrap()
             .unwrap();
+    }
+
+    pub(crate) fn stop_redis(&mut self) {
+        self.redis = None;
+    }
+
+    pub(crate) fn start_redis(&mut self) {
+        self.redis = Some(redis_server(self.dir.path()));
     }
 
     pub(crate) async fn flush_redis(&self) {
@@ -324,6 +319,26 @@ pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>
         assert!(began.elapsed() < LONG, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+fn redis_server(dir: &Path) -> Server {
+    let child = Command::new("redis-server")
+        .args([
+            "--port",
+            "0",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--unixsocket",
+        ])
+        .arg(dir.join("redis.sock"))
+        .arg("--dir")
+        .arg(dir)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-server is installed");
+    Server(child)
 }
 
 fn config(dir: &Path) -> PathBuf {
