@@ -1,19 +1,25 @@
 //! From the command line to a client of the fleet.
 
+use std::time::{Duration, Instant};
+
 use broker_schema::RunId;
-use remuda_client::broker::BrokerOptions;
+use remuda_client::broker::{BrokerError, BrokerOptions};
 use remuda_client::{Client, ClientError, ClientOptions};
 
 use crate::failure::Failure;
 use crate::fleet::Fleet;
 use crate::globals::Globals;
 
+/// How long a server that `remuda up` starts again may be away.
+const RESTART_PATIENCE: Duration = Duration::from_secs(10);
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+
 /// Connects for one run.
 pub(crate) async fn client(globals: &Globals, run: RunId) -> Result<Client, Failure> {
     let fleet = Fleet::locate(globals)?;
     let broker = BrokerOptions {
-        url: fleet.nats,
-        prefix: fleet.prefix,
+        url: fleet.nats.clone(),
+        prefix: fleet.prefix.clone(),
         name: "remuda".to_owned(),
         ..BrokerOptions::default()
     };
@@ -21,9 +27,17 @@ pub(crate) async fn client(globals: &Globals, run: RunId) -> Result<Client, Fail
         broker,
         ..ClientOptions::new(globals.tenant.clone(), run)
     };
-    Client::connect(options)
-        .await
-        .map_err(|error| failure(&error))
+    let give_up = Instant::now() + RESTART_PATIENCE;
+    loop {
+        match Client::connect(options.clone()).await {
+            Err(ClientError::Connect(BrokerError::Connect { .. }))
+                if fleet.supervised && Instant::now() < give_up =>
+            {
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            connected => return connected.map_err(|error| failure(&error)),
+        }
+    }
 }
 
 /// A run that nobody else has, for a command that was given none.

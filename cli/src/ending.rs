@@ -1,7 +1,7 @@
 //! What a terminal means for the exit status of `remuda run`, and how it is
 //! told to a person.
 
-use broker_schema::{Outcome, Terminal};
+use broker_schema::{Outcome, Output, StepResult, Terminal};
 
 use crate::failure::exit;
 
@@ -45,11 +45,34 @@ pub(crate) fn tell(terminal: &Terminal) -> Option<String> {
     Some(text.chars().filter(|c| !c.is_control()).collect())
 }
 
+/// What of the output was beyond the limit, and so was dropped.
+pub(crate) fn tell_dropped(terminal: &Terminal) -> Option<String> {
+    let sum = |stream: fn(&StepResult) -> &Output| {
+        terminal
+            .steps
+            .iter()
+            .map(|step| stream(step).dropped)
+            .fold(0, u64::saturating_add)
+    };
+    let parts: Vec<String> = [
+        ("stdout", sum(|step| &step.stdout)),
+        ("stderr", sum(|step| &step.stderr)),
+    ]
+    .into_iter()
+    .filter(|(_, dropped)| *dropped > 0)
+    .map(|(name, dropped)| format!("the last {dropped} bytes of {name}"))
+    .collect();
+    (!parts.is_empty()).then(|| {
+        format!(
+            "note: {} were beyond the output limit and are lost",
+            parts.join(" and ")
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use broker_schema::{
-        ErrorCode, ErrorInfo, ExitStatus, PoolId, StepResult, TaskId, Times, Usage,
-    };
+    use broker_schema::{ErrorCode, ErrorInfo, ExitStatus, PoolId, TaskId, Times, Usage};
 
     use super::*;
 
@@ -106,6 +129,17 @@ mod tests {
     fn a_file_that_could_not_be_written_is_not_the_commands_doing() {
         assert_eq!(status(&terminal(Outcome::Failed, &[1]), 1), 125);
         assert_eq!(status(&terminal(Outcome::Failed, &[0, 7]), 1), 7);
+    }
+
+    #[test]
+    fn lost_output_is_told() {
+        let mut cut = terminal(Outcome::Succeeded, &[0, 0]);
+        assert_eq!(tell_dropped(&cut), None);
+        cut.steps[1].stdout.dropped = 7;
+        assert_eq!(
+            tell_dropped(&cut).as_deref(),
+            Some("note: the last 7 bytes of stdout were beyond the output limit and are lost")
+        );
     }
 
     #[test]

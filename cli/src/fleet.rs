@@ -69,6 +69,8 @@ pub(crate) struct Fleet {
     pub(crate) nats: String,
     pub(crate) redis: Option<String>,
     pub(crate) prefix: String,
+    /// Whether `remuda up` runs it: a server that is gone comes back.
+    pub(crate) supervised: bool,
 }
 
 impl Fleet {
@@ -80,6 +82,7 @@ impl Fleet {
                 nats: nats.clone(),
                 redis: globals.redis.clone(),
                 prefix: prefix.unwrap_or_else(default_prefix),
+                supervised: false,
             });
         }
         let record = record_files()
@@ -91,6 +94,7 @@ impl Fleet {
             redis: globals.redis.clone().or(Some(record.redis)),
             nats: record.nats,
             prefix: prefix.unwrap_or(record.prefix),
+            supervised: true,
         })
     }
 

@@ -1,6 +1,8 @@
 //! What goes wrong without any server: told with file, place and mend, and an
 //! exit status that says whose doing it was.
 
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -121,9 +123,9 @@ fn without_a_fleet_every_command_says_how_to_get_one() {
 #[test]
 fn a_server_that_is_not_there_is_named_with_its_address() {
     let home = tempfile::tempdir().unwrap();
-    let (_held, address) = nobody();
+    let (held, address) = nobody();
     let url = format!("nats://user:s3cret@{address}");
-    drop(_held);
+    drop(held);
     let ran = remuda(home.path(), &["--nats", &url, "run", "--", "true"]);
     assert_eq!(ran.status, Some(125), "{}", ran.stderr);
     has(

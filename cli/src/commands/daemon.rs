@@ -46,7 +46,7 @@ pub(crate) async fn worker(args: Args) -> Result<u8, Failure> {
     let readiness = Readiness::new(&READINESS);
     let telemetry = telemetry("remuda-worker", &options.telemetry, &readiness)?;
     let shutdown = shutdown()?;
-    let built = Worker::build(options).await;
+    let built = Box::pin(Worker::build(options)).await;
     let ended = match built {
         Ok(worker) => {
             worker.run(readiness, shutdown).await;

@@ -1,6 +1,7 @@
 //! `remuda doctor`: looks at this machine and at the running fleet, and says
 //! how to mend what is not as it should be.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -144,7 +145,12 @@ fn sidecar() -> Finding {
         .and_then(|own| Some(own.parent()?.join(PROGRAM)));
     match beside {
         Some(path) if programs::is_executable(&path) => {
-            Finding::new(Verdict::Ok, "sidecar", path.display().to_string())
+            let detail = path.display().to_string();
+            match is_static(&path) {
+                Some(true) => Finding::new(Verdict::Ok, "sidecar", detail),
+                _ => Finding::new(Verdict::Warn, "sidecar", format!("{detail} is not static"))
+                    .mend("build it with `cargo xtask build`: an image may have no libc"),
+            }
         }
         _ => Finding::new(
             Verdict::Fail,
@@ -153,6 +159,28 @@ fn sidecar() -> Finding {
         )
         .mend("build it with `cargo xtask build`, or put it beside this program"),
     }
+}
+
+/// Whether a program needs no interpreter; none where it cannot be read.
+fn is_static(path: &Path) -> Option<bool> {
+    const INTERPRETER: u32 = 3;
+    const HEADER: usize = 64;
+    let mut head = Vec::new();
+    let file = std::fs::File::open(path).ok()?;
+    file.take(4096).read_to_end(&mut head).ok()?;
+    let short = |at: usize| Some(u16::from_le_bytes(head.get(at..at + 2)?.try_into().ok()?));
+    let word = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
+    if !head.starts_with(b"\x7fELF\x02\x01") || head.len() < HEADER {
+        return None;
+    }
+    // Program headers: where, how large each, how many; the kind comes first.
+    let (at, size, count) = (word(32)? as usize, short(54)? as usize, short(56)? as usize);
+    for index in 0..count {
+        if word(at.checked_add(index * size)?)? == INTERPRETER {
+            return Some(false);
+        }
+    }
+    Some(true)
 }
 
 fn pids() -> Finding {
@@ -308,6 +336,12 @@ mod tests {
             "warn  disk: 1.0 GiB free for /data\n      \
              mend: free some, or keep the data elsewhere with --data"
         );
+    }
+
+    #[test]
+    fn a_program_that_needs_an_interpreter_is_not_static() {
+        assert_eq!(is_static(Path::new("/bin/sh")), Some(false));
+        assert_eq!(is_static(Path::new("/etc/passwd")), None);
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Where the command starts [default: /workspace]
     #[arg(long, value_name = "FOLDER")]
     work_dir: Option<String>,
+    /// Bytes kept of standard output and of standard error each [default: 8 MiB]
+    #[arg(long, value_name = "BYTES")]
+    output_limit: Option<u64>,
     /// Do not pass standard input on
     #[arg(long)]
     no_stdin: bool,
@@ -102,6 +105,7 @@ async fn execute(args: Args, globals: &Globals) -> Result<u8, Failure> {
                 .collect(),
             stdin: stdin(args.no_stdin)?,
             work_dir: args.work_dir,
+            output_limit: args.output_limit,
             ..Command::default()
         }),
     });
@@ -109,7 +113,10 @@ async fn execute(args: Args, globals: &Globals) -> Result<u8, Failure> {
     request.timeout_ms = args.timeout;
     request.env = environment(args.env);
     let terminal = live::follow(&client, request, true).await?;
-    if let Some(text) = ending::tell(&terminal) {
+    for text in [ending::tell_dropped(&terminal), ending::tell(&terminal)]
+        .into_iter()
+        .flatten()
+    {
         out::note(text);
     }
     Ok(ending::status(&terminal, command_step))

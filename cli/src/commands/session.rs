@@ -129,7 +129,10 @@ async fn exec(
         .await
         .map_err(|error| connect::failure(&error).exit(exit::NOT_THE_COMMANDS))?;
     print(&client, &terminal).await?;
-    if let Some(text) = ending::tell(&terminal) {
+    for text in [ending::tell_dropped(&terminal), ending::tell(&terminal)]
+        .into_iter()
+        .flatten()
+    {
         out::note(text);
     }
     Ok(ending::status(&terminal, 0))

@@ -144,7 +144,10 @@ fn read(path: &Path) -> Result<String, Failure> {
 
 fn tell(name: Option<&str>, steps: &[Step], terminal: &Terminal) {
     out::note(summary(steps, terminal));
-    if let Some(text) = ending::tell(terminal) {
+    for text in [ending::tell_dropped(terminal), ending::tell(terminal)]
+        .into_iter()
+        .flatten()
+    {
         out::note(text);
     }
     let wall = Duration::from_micros(terminal.usage.wall_us);
