@@ -94,7 +94,7 @@ impl Worker {
     pub async fn build(options: WorkerOptions) -> Result<Self, WorkerError> {
         options.validate()?;
         let backends = backends(&options).await?;
-        Self::build_with(options, backends).await
+        Box::pin(Self::build_with(options, backends)).await
     }
 
     /// Builds a worker on backends that exist.

@@ -176,7 +176,7 @@ mod tests {
     fn more_than_a_terminal_carries_becomes_frames_at_the_end() {
         let now = Instant::now();
         let mut long = coalescer();
-        assert!(!long.push(FrameKind::Stdout, &[b'x'; WHOLE], now));
+        assert!(!long.push(FrameKind::Stdout, &vec![b'x'; WHOLE], now));
         assert!(!long.push(FrameKind::Stderr, b"y", now));
         long.end_step(ExitStatus::code(3), now);
         let kinds: Vec<FrameKind> = long.finish().iter().map(|frame| frame.kind).collect();

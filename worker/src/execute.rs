@@ -158,7 +158,7 @@ impl Attempt<'_> {
     }
 }
 
-impl<'a> Run<'a> {
+impl Run<'_> {
     async fn steps(&mut self) {
         let task = &self.attempt.placement.task;
         for step in &task.steps {

@@ -105,7 +105,7 @@ async fn route(shared: &Arc<Shared>, delivery: Delivery) {
     let read = match read(shared, &delivery, &tenant, sandbox) {
         Ok(read) => read,
         Err(unreadable) => {
-            refuse(shared, delivery, tenant, unreadable).await;
+            refuse(shared, delivery, tenant, *unreadable);
             return;
         }
     };
@@ -201,15 +201,14 @@ fn read(
     delivery: &Delivery,
     tenant: &TenantId,
     sandbox: broker_schema::SandboxId,
-) -> Result<Read, Unreadable> {
+) -> Result<Read, Box<Unreadable>> {
     let format = delivery
         .format()
-        .map_err(|error| Unreadable { error, ids: None })?;
-    let placement: Placement =
-        codec::decode(&delivery.payload, format).map_err(|error| Unreadable {
-            error,
-            ids: codec::decode(&delivery.payload, format).ok(),
-        })?;
+        .map_err(|error| Box::new(Unreadable { error, ids: None }))?;
+    let placement: Placement = codec::decode(&delivery.payload, format).map_err(|error| {
+        let ids = codec::decode(&delivery.payload, format).ok();
+        Box::new(Unreadable { error, ids })
+    })?;
     let named = &placement.sandbox;
     let same = placement.task.tenant == *tenant
         && named.sandbox == sandbox
@@ -222,7 +221,7 @@ fn read(
     if same {
         return Ok(Read { placement, format });
     }
-    Err(Unreadable {
+    Err(Box::new(Unreadable {
         error: ErrorInfo::new(
             ErrorCode::SubjectMismatch,
             "the subject and the payload name different tenants, workers or sandboxes",
@@ -235,21 +234,18 @@ fn read(
             },
             request_digest: placement.request_digest,
         }),
-    })
+    }))
 }
 
 /// Answers under the tenant of the subject, whatever the payload claims.
-async fn refuse(
-    shared: &Arc<Shared>,
-    delivery: Delivery,
-    tenant: TenantId,
-    unreadable: Unreadable,
-) {
+fn refuse(shared: &Arc<Shared>, delivery: Delivery, tenant: TenantId, unreadable: Unreadable) {
     let Unreadable { error, ids } = unreadable;
     tracing::error!(subject = delivery.subject, %error, "a placement cannot be used");
     let Some(ids) = ids else {
         shared.metrics.unreadable();
-        finish::acknowledge(&delivery).await;
+        shared
+            .holders
+            .spawn("drop", async move { finish::acknowledge(&delivery).await });
         return;
     };
     let terminal = Terminal {

@@ -94,11 +94,10 @@ async fn put(
     trace: &TraceHeaders,
 ) -> Option<bool> {
     let patience = shared.options.timings.publish;
-    match shared
+    let putting = shared
         .broker
-        .put_terminal(terminal, format, trace, patience)
-        .await
-    {
+        .put_terminal(terminal, format, trace, patience);
+    match Box::pin(putting).await {
         Ok(Gate::Won) => Some(true),
         Ok(Gate::Lost(first)) => {
             tracing::info!(
@@ -185,7 +184,7 @@ pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, fault: b
         headers: vec![(HEADER_DIGEST, placement.request_digest.clone())],
     };
     let patience = shared.options.timings.publish;
-    match shared.broker.publish(message, patience).await {
+    match Box::pin(shared.broker.publish(message, patience)).await {
         Ok(_) => {
             let took = job.received.elapsed();
             job.settle().await;
@@ -219,11 +218,10 @@ pub(crate) async fn release(
     epoch: Epoch,
     finished: Option<(&TenantId, TaskId)>,
 ) {
-    let released = shared
+    let releasing = shared
         .leases
-        .release(&shared.worker, sandbox, epoch, finished)
-        .await;
-    if let Err(error) = released {
+        .release(&shared.worker, sandbox, epoch, finished);
+    if let Err(error) = Box::pin(releasing).await {
         tracing::warn!(error = %Chain(&error), "a lease stays until it expires");
     }
 }

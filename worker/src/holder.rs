@@ -170,7 +170,7 @@ impl Holder {
             attempt.run(interrupt).await
         };
         let verdict = judge(&ran.ends, ran.interrupt, session);
-        let next = match verdict {
+        match verdict {
             Verdict::Finish(finding) => {
                 let (tenant, task) = (job.placement.task.tenant.clone(), job.placement.task.id);
                 let next = self.finish(job, finding, Some(ran), &trace).await;
@@ -193,8 +193,7 @@ impl Holder {
                 self.shared.metrics.attempt_ended(AttemptEnd::Quiet, took);
                 Next::Close { held: false }
             }
-        };
-        next
+        }
     }
 
     /// Says how it ended, and whether the sandbox is kept.
@@ -326,11 +325,10 @@ async fn assign(
     if session {
         tokio::time::sleep(ASSIGN_AFTER).await;
         assigned.store(true, Ordering::Relaxed);
-        match shared
+        let assigning = shared
             .leases
-            .assign(lease, &task.tenant, &task.run, task.id)
-            .await
-        {
+            .assign(lease, &task.tenant, &task.run, task.id);
+        match Box::pin(assigning).await {
             Ok(Renewal::Held { cancelled: Some(_) }) => return Interrupt::Cancelled,
             Ok(Renewal::Held { cancelled: None }) => {}
             Ok(Renewal::Lost) => return Interrupt::LeaseLost,

@@ -108,18 +108,19 @@ fn a_worker_that_leaves_keeps_nothing_idle() {
     assert!(herd.is_empty());
 }
 
+enum Is {
+    Adopt,
+    Queue,
+    HandBack,
+    Gone(ErrorCode),
+}
+
 #[test]
 fn every_placement_has_its_place() {
     use ErrorCode::{SandboxLost, StaleEpoch};
     let now = Instant::now();
     let next = Epoch::new(1, 6);
     let other = Epoch::new(2, 5);
-    enum Is {
-        Adopt,
-        Queue,
-        HandBack,
-        Gone(ErrorCode),
-    }
     // (state of the sandbox, epoch, tenant, for a session) -> place, under incarnation 1
     let cases = [
         ("unknown", EPOCH, "t", false, Is::HandBack),

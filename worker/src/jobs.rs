@@ -149,7 +149,7 @@ mod tests {
             })
             .collect();
         assert_eq!(table.cancel(first.task), 2);
-        let cancelled: Vec<bool> = tokens.iter().map(|token| token.is_cancelled()).collect();
+        let cancelled: Vec<bool> = tokens.iter().map(CancellationToken::is_cancelled).collect();
         assert_eq!(cancelled, [true, true, false]);
     }
 

@@ -155,20 +155,16 @@ pub(crate) fn judge(ends: &[StepEnd], interrupt: Option<Interrupt>, session: boo
     if let Some(interrupt) = interrupt {
         return interrupted(interrupt, session);
     }
-    match ends.iter().position(|end| !end.succeeded()) {
-        Some(at) => failed(at, &ends[at], session),
-        None => {
-            let evidence = match killed_for_memory(ends) {
-                0 => "every step exited with 0".to_owned(),
-                kills => {
-                    format!(
-                        "every step exited with 0; the kernel's count of OOM kills grew by {kills}"
-                    )
-                }
-            };
-            Verdict::Finish(Finding::new(Outcome::Succeeded, evidence))
-        }
+    if let Some(at) = ends.iter().position(|end| !end.succeeded()) {
+        return failed(at, &ends[at], session);
     }
+    let evidence = match killed_for_memory(ends) {
+        0 => "every step exited with 0".to_owned(),
+        kills => {
+            format!("every step exited with 0; the kernel's count of OOM kills grew by {kills}")
+        }
+    };
+    Verdict::Finish(Finding::new(Outcome::Succeeded, evidence))
 }
 
 fn killed_for_memory(ends: &[StepEnd]) -> u64 {

@@ -165,7 +165,7 @@ impl Stream {
                 continue;
             }
             let message = self.window[index].message.clone();
-            match self.broker.publish_windowed(message).await {
+            match Box::pin(self.broker.publish_windowed(message)).await {
                 Ok(pending) => self.window[index].ack = Some(pending.wait().boxed()),
                 Err(error) => return self.failed(error),
             }

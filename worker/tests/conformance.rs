@@ -108,7 +108,10 @@ async fn a_file_that_is_written_is_read(world: &World) {
     assert!(read.content == content && read.eof);
     assert_eq!(read.size, content.len() as u64);
     let part = sandbox.read("dir/file", 9_990, 4).await.unwrap();
-    assert_eq!((&part.content[..], part.eof), (&content[9_990..9_994], false));
+    assert_eq!(
+        (&part.content[..], part.eof),
+        (&content[9_990..9_994], false)
+    );
     sandbox.write("dir/file", b"shorter").await.unwrap();
     let read = sandbox.read("dir/file", 0, 0).await.unwrap();
     assert_eq!(&read.content[..], b"shorter");
@@ -242,7 +245,13 @@ async fn what_has_died_says_so(world: &World) {
     let died = tokio::time::timeout(LONG, sandbox.inner.died());
     assert!(died.await.is_ok());
     let request = sandbox.request(world.exit(0));
-    assert!(sandbox.inner.execute(request, &sandbox.trace).await.is_err());
+    assert!(
+        sandbox
+            .inner
+            .execute(request, &sandbox.trace)
+            .await
+            .is_err()
+    );
     sandbox.destroy().await;
 }
 

@@ -253,9 +253,6 @@ impl FakeSandbox {
     pub(super) fn oom_kills(&self) -> u64 {
         self.shared.oom_kills.load(Ordering::SeqCst)
     }
-
-    /// What dropping does; said out loud where it is meant.
-    pub(super) fn destroy(self) {}
 }
 
 impl Drop for FakeSandbox {

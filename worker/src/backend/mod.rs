@@ -92,7 +92,7 @@ impl Backend {
                     .map_err(|source| CreateError::Local { sandbox, source })?;
                 match greet(&mut made).await {
                     Ok(sidecar) => Inner::Local {
-                        sidecar,
+                        sidecar: Box::new(sidecar),
                         sandbox: made,
                     },
                     Err(source) => {
@@ -110,7 +110,7 @@ impl Backend {
 }
 
 async fn greet(sandbox: &mut LocalSandbox) -> Result<SidecarClient, CallError> {
-    let socket = sandbox.take_socket().ok_or(CallError::Lost {
+    let socket = sandbox.take_socket().ok_or_else(|| CallError::Lost {
         call: "connect",
         reason: "its socket was taken before".into(),
     })?;
@@ -130,7 +130,7 @@ pub struct Sandbox {
 #[derive(Debug)]
 enum Inner {
     Local {
-        sidecar: SidecarClient,
+        sidecar: Box<SidecarClient>,
         sandbox: LocalSandbox,
     },
     Fake(FakeSandbox),
@@ -255,7 +255,7 @@ impl Sandbox {
                 })
             }
             Inner::Fake(fake) => {
-                fake.destroy();
+                drop(fake);
                 Ok(())
             }
         }

@@ -1,5 +1,11 @@
 //! One backend under test, and how the same things are said to each.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests, where clippy's own exception does not reach"
+)]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -1,6 +1,11 @@
 //! A worker on the fake backend between real servers, and what a dispatcher and a client do
 //! around it.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, where clippy's own exception does not reach"
+)]
+
 use std::time::Duration;
 
 use broker_schema::codec::{self, Format};
