@@ -7,7 +7,7 @@ use remuda_lease::LeaseError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DispatcherError {
-    #[error("the configuration has {} problems: {}", problems.len(), problems.join("; "))]
+    #[error("the configuration cannot be used: {}", problems.join("; "))]
     Options { problems: Vec<String> },
     #[error("cannot connect to the broker")]
     Connect(#[source] BrokerError),

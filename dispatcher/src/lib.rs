@@ -8,6 +8,7 @@ mod error;
 mod fleet;
 mod intake;
 mod lane;
+mod load;
 mod metrics;
 mod options;
 mod place;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use remuda_dispatcher::{DispatcherOptions, readiness, run_with};
+use remuda_telemetry::Chain;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,8 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let options = load(&Args::parse())?;
+    let options = DispatcherOptions::load(Args::parse().config.as_deref())
+        .context("the configuration cannot be used")?;
     let mut telemetry = remuda_telemetry::init("remuda-dispatcher", &options.telemetry)?;
     let readiness = readiness();
     telemetry.serve(&readiness)?;
@@ -39,24 +41,13 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
     });
     let ended = run_with(options, shutdown, readiness).await;
+    if let Err(error) = &ended {
+        tracing::error!(code = %error.code(), "the dispatcher cannot run: {}", Chain(error));
+    }
     telemetry.shutdown().await;
-    match ended {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(anyhow::Error::new(error).context("the dispatcher cannot run")),
-    }
-}
-
-fn load(args: &Args) -> anyhow::Result<DispatcherOptions> {
-    let mut builder = config::Config::builder();
-    if let Some(file) = &args.config {
-        builder = builder.add_source(config::File::from(file.as_path()));
-    }
-    let environment = config::Environment::with_prefix("REMUDA")
-        .separator("__")
-        .prefix_separator("_");
-    let loaded = builder.add_source(environment.try_parsing(true)).build();
-    let loaded = loaded.context("cannot read the configuration")?;
-    loaded
-        .try_deserialize()
-        .context("the configuration is not valid")
+    Ok(if ended.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
