@@ -94,7 +94,7 @@ impl Worker {
     pub async fn build(options: WorkerOptions) -> Result<Self, WorkerError> {
         options.validate()?;
         let backends = backends(&options).await?;
-        Box::pin(Self::build_with(options, backends)).await
+        Self::build_with(options, backends).await
     }
 
     /// Builds a worker on backends that exist.
@@ -104,15 +104,7 @@ impl Worker {
     ) -> Result<Self, WorkerError> {
         options.validate()?;
         let id = options.new_worker_id()?;
-        let broker = Broker::connect(&options.nats.broker(id.as_str()))
-            .await
-            .map_err(WorkerError::Broker)?;
-        let leases = LeaseStore::connect(&options.redis)
-            .await
-            .map_err(WorkerError::Leases)?;
-        for warning in leases.suitability().await.map_err(WorkerError::Leases)? {
-            tracing::warn!("{warning}");
-        }
+        let (broker, leases) = Box::pin(connect(&options, &id)).await?;
         let subject = broker.subjects().control(&id);
         let control = broker
             .nats()
@@ -126,13 +118,14 @@ impl Worker {
             })?;
         let consumer = worker_consumer(broker.subjects(), &id, options.slots as usize);
         // Before anybody can place something here.
-        let puller = broker
-            .puller(&consumer)
+        let puller = Box::pin(broker.puller(&consumer))
             .await
             .map_err(WorkerError::Broker)?;
         let shared = Shared::new(id, options, broker, leases, backends);
         let mut registry = Registry::new(shared.clone());
-        registry.beat().await.map_err(WorkerError::Register)?;
+        Box::pin(registry.beat())
+            .await
+            .map_err(WorkerError::Register)?;
         Ok(Self {
             shared,
             puller,
@@ -183,6 +176,22 @@ impl Worker {
         }
         tracing::info!(worker = %shared.worker, "worker has left");
     }
+}
+
+async fn connect(
+    options: &WorkerOptions,
+    id: &WorkerId,
+) -> Result<(Broker, LeaseStore), WorkerError> {
+    let broker = Broker::connect(&options.nats.broker(id.as_str()))
+        .await
+        .map_err(WorkerError::Broker)?;
+    let leases = LeaseStore::connect(&options.redis)
+        .await
+        .map_err(WorkerError::Leases)?;
+    for warning in leases.suitability().await.map_err(WorkerError::Leases)? {
+        tracing::warn!("{warning}");
+    }
+    Ok((broker, leases))
 }
 
 async fn backends(options: &WorkerOptions) -> Result<Backends, WorkerError> {

@@ -1,5 +1,7 @@
 //! What every backend must do, in one place: each test runs on the fake and on the local one.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "conformance/world.rs"]
 mod world;
 

@@ -368,10 +368,10 @@ async fn leaving_finishes_what_runs_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_finish_in_time_goes_back() {
-    let fleet = Fleet::with(1, |options| {
+    let short = Fleet::with(1, |options| {
         options.timings.drain = Duration::from_millis(100);
-    })
-    .await;
+    });
+    let fleet = Box::pin(short).await;
     let task = task(&[&["fake:print", "x", "fake:sleep", "600000"]]);
     fleet.submit(&task).await;
     fleet.frames(&task, 1).await;

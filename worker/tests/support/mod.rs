@@ -45,7 +45,7 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// A worker with `warm` idle sandboxes of the pool `p`, offered.
     pub(crate) async fn start(warm: u32) -> Self {
-        Self::with(warm, |_| {}).await
+        Box::pin(Self::with(warm, |_| {})).await
     }
 
     pub(crate) async fn with(warm: u32, change: impl FnOnce(&mut WorkerOptions)) -> Self {
