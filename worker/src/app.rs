@@ -7,11 +7,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use broker_schema::WorkerId;
 use broker_schema::pool::BackendKind;
-use broker_schema::stream::worker_consumer;
+use broker_schema::stream::{ConsumerDef, worker_consumer};
 use remuda_client::broker::{Broker, BrokerError, Puller};
 use remuda_lease::{LeaseError, LeaseStore};
 use remuda_telemetry::{Chain, Readiness, TaskGroup};
@@ -33,6 +33,8 @@ pub const READINESS: [&str; 2] = ["nats", "redis"];
 const KILL_BOUND: Duration = Duration::from_secs(10);
 const LOOPS_BOUND: Duration = Duration::from_secs(5);
 const FLUSH_BOUND: Duration = Duration::from_secs(5);
+/// How long a worker waits for the fleet's streams.
+const STREAMS_BOUND: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// A worker that cannot start.
@@ -118,9 +120,7 @@ impl Worker {
             })?;
         let consumer = worker_consumer(broker.subjects(), &id, options.slots as usize);
         // Before anybody can place something here.
-        let puller = Box::pin(broker.puller(&consumer))
-            .await
-            .map_err(WorkerError::Broker)?;
+        let puller = Box::pin(puller(&broker, &consumer)).await?;
         let shared = Shared::new(id, options, broker, leases, backends);
         let mut registry = Registry::new(shared.clone());
         Box::pin(registry.beat())
@@ -192,6 +192,24 @@ async fn connect(
         tracing::warn!("{warning}");
     }
     Ok((broker, leases))
+}
+
+/// The dispatcher makes the streams, with the sizes that its operator chose; a worker that comes
+/// first waits for it.
+async fn puller(broker: &Broker, consumer: &ConsumerDef) -> Result<Puller, WorkerError> {
+    let patience = Instant::now() + STREAMS_BOUND;
+    let mut told = false;
+    loop {
+        match broker.puller(consumer).await {
+            Err(error @ BrokerError::StreamMissing { .. }) if Instant::now() < patience => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(error = %Chain(&error), "waiting for a dispatcher to make it");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            made => return made.map_err(WorkerError::Broker),
+        }
+    }
 }
 
 async fn backends(options: &WorkerOptions) -> Result<Backends, WorkerError> {

@@ -45,13 +45,13 @@ async fn serve(options: WorkerOptions) -> anyhow::Result<()> {
     telemetry.serve(&readiness)?;
     let shutdown = CancellationToken::new();
     task::spawn("signals", signals::watch(shutdown.clone())?);
-    let built = Worker::build(options).await;
-    let outcome = match built {
-        Ok(worker) => {
+    let outcome = match shutdown.run_until_cancelled(Worker::build(options)).await {
+        Some(Ok(worker)) => {
             worker.run(readiness, shutdown).await;
             Ok(())
         }
-        Err(error) => Err(error.into()),
+        Some(Err(error)) => Err(error.into()),
+        None => Ok(()),
     };
     telemetry.shutdown().await;
     outcome
