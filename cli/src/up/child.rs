@@ -27,8 +27,6 @@ pub(crate) enum ChildError {
         #[source]
         source: io::Error,
     },
-    #[error("this program does not know its own path")]
-    OwnPath(#[source] io::Error),
     #[error("{program} cannot be started")]
     Spawn {
         program: PathBuf,
@@ -42,6 +40,9 @@ pub(crate) enum ChildError {
         source: io::Error,
     },
 }
+
+/// This very program, also when its file was replaced since it started.
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// A program and its arguments.
 #[derive(Debug, Clone)]
@@ -74,9 +75,10 @@ impl Child {
             path: log.clone(),
             source,
         })?;
-        let own = std::env::current_exe().map_err(ChildError::OwnPath)?;
-        let mut command = Command::new(&own);
-        command.args(["supervise", "--parent", &std::process::id().to_string()]);
+        let mut command = Command::new(OWN_PROGRAM);
+        command
+            .arg0("remuda")
+            .args(["supervise", "--parent", &std::process::id().to_string()]);
         if let Some(file) = &invocation.hold {
             command.arg("--hold").arg(file);
         }
@@ -91,7 +93,7 @@ impl Child {
             .kill_on_drop(true)
             .spawn()
             .map_err(|source| ChildError::Spawn {
-                program: own.clone(),
+                program: OWN_PROGRAM.into(),
                 source,
             })?;
         let pid = process.id().unwrap_or_default() as i32;

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::{Map, Value, json};
 
-use super::child::Invocation;
+use super::child::{Invocation, OWN_PROGRAM};
 use super::data::Data;
 use super::servers::{ServerError, write_private};
 
@@ -46,10 +46,7 @@ impl Daemon {
         let config = self.config(prefix, urls);
         write_private(&path, &format!("{config:#}\n"))?;
         Ok(Invocation {
-            program: std::env::current_exe().map_err(|source| ServerError::Write {
-                path: path.clone(),
-                source,
-            })?,
+            program: OWN_PROGRAM.into(),
             args: vec![self.name.into(), "--config".into(), path.into()],
             hold: None,
         })
