@@ -35,12 +35,25 @@ const PACKAGES: [&str; 3] = ["remuda", "remuda-dispatcher", "remuda-worker"];
 
 const SIDECAR: &str = "remuda-sidecar";
 
+/// The one program that is all of them: what the demo and the benchmarks need.
+const WHOLE: [&str; 1] = ["remuda"];
+
 /// `cargo xtask build`.
 pub(crate) fn run(workspace: &Workspace, profile: Profile) -> anyhow::Result<()> {
+    packages(workspace, profile, &PACKAGES)
+}
+
+/// Builds only `remuda`, for release: the two daemons that it contains are not
+/// linked a second time.
+pub(crate) fn whole(workspace: &Workspace) -> anyhow::Result<()> {
+    packages(workspace, Profile::Release, &WHOLE)
+}
+
+fn packages(workspace: &Workspace, profile: Profile, packages: &[&str]) -> anyhow::Result<()> {
     let sidecar = static_sidecar(workspace)?;
     let mut command = cargo(workspace)?;
     command.args(["build", "--locked", "--bins"]);
-    for package in PACKAGES {
+    for package in packages {
         command.args(["--package", package]);
     }
     if profile == Profile::Release {

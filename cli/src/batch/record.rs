@@ -18,6 +18,11 @@ pub(crate) struct ResultLine {
     /// What all steps wrote, one after the other.
     pub(crate) stdout: Blob,
     pub(crate) stderr: Blob,
+    /// Bytes that all steps wrote, and how many of them were beyond the limit.
+    pub(crate) stdout_bytes: u64,
+    pub(crate) stdout_dropped: u64,
+    pub(crate) stderr_bytes: u64,
+    pub(crate) stderr_dropped: u64,
     /// Bytes that were written and are not in `stdout`: beyond the limit, or
     /// between its beginning and its end.
     #[serde(skip_serializing_if = "is_zero")]
@@ -28,8 +33,11 @@ pub(crate) struct ResultLine {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) evidence: String,
     pub(crate) attempt: u32,
+    /// When the task came to where; absent where there was no terminal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) times: Option<Times>,
     #[serde(flatten)]
-    pub(crate) times: Split,
+    pub(crate) split: Split,
 }
 
 /// Where a task's time went, in milliseconds.
@@ -86,22 +94,27 @@ impl Micros {
 
 impl ResultLine {
     pub(crate) fn of(tag: Option<String>, terminal: &Terminal) -> Self {
-        let (stdout, stdout_omitted) = gather(&terminal.steps, |step| &step.stdout);
-        let (stderr, stderr_omitted) = gather(&terminal.steps, |step| &step.stderr);
+        let stdout = Gathered::of(&terminal.steps, |step| &step.stdout);
+        let stderr = Gathered::of(&terminal.steps, |step| &step.stderr);
         Self {
             tag,
             task: terminal.task,
             outcome: Some(terminal.outcome),
             attribution: Some(terminal.attribution),
             exit: terminal.exit,
-            stdout,
-            stderr,
-            stdout_omitted,
-            stderr_omitted,
+            stdout_bytes: stdout.written,
+            stdout_dropped: stdout.dropped,
+            stderr_bytes: stderr.written,
+            stderr_dropped: stderr.dropped,
+            stdout_omitted: stdout.omitted(),
+            stderr_omitted: stderr.omitted(),
+            stdout: stdout.bytes.into(),
+            stderr: stderr.bytes.into(),
             error: terminal.error.clone(),
             evidence: terminal.evidence.clone(),
             attempt: terminal.attempt,
-            times: Micros::of(&terminal.times).split(),
+            times: Some(terminal.times),
+            split: Micros::of(&terminal.times).split(),
         }
     }
 
@@ -115,12 +128,17 @@ impl ResultLine {
             exit: None,
             stdout: Blob::default(),
             stderr: Blob::default(),
+            stdout_bytes: 0,
+            stdout_dropped: 0,
+            stderr_bytes: 0,
+            stderr_dropped: 0,
             stdout_omitted: 0,
             stderr_omitted: 0,
             error: Some(error),
             evidence: String::new(),
             attempt: 0,
-            times: Split {
+            times: None,
+            split: Split {
                 queued_ms: None,
                 sandbox_ms: None,
                 run_ms: None,
@@ -130,19 +148,36 @@ impl ResultLine {
     }
 }
 
-/// All that the terminal carries of one stream, and how much it does not.
-fn gather(steps: &[StepResult], stream: impl Fn(&StepResult) -> &Output) -> (Blob, u64) {
-    let mut bytes = Vec::new();
-    let mut written = 0_u64;
-    for output in steps.iter().map(stream) {
-        bytes.extend_from_slice(output.head.as_slice());
-        if let Some(tail) = &output.tail {
-            bytes.extend_from_slice(tail.as_slice());
+/// One stream of all steps.
+struct Gathered {
+    /// All that the terminal carries of it.
+    bytes: Vec<u8>,
+    written: u64,
+    /// Beyond the limit.
+    dropped: u64,
+}
+
+impl Gathered {
+    fn of(steps: &[StepResult], stream: impl Fn(&StepResult) -> &Output) -> Self {
+        let mut all = Self {
+            bytes: Vec::new(),
+            written: 0,
+            dropped: 0,
+        };
+        for output in steps.iter().map(stream) {
+            all.bytes.extend_from_slice(output.head.as_slice());
+            if let Some(tail) = &output.tail {
+                all.bytes.extend_from_slice(tail.as_slice());
+            }
+            all.written = all.written.saturating_add(output.bytes);
+            all.dropped = all.dropped.saturating_add(output.dropped);
         }
-        written = written.saturating_add(output.bytes);
+        all
     }
-    let omitted = written.saturating_sub(bytes.len() as u64);
-    (Blob(bytes), omitted)
+
+    fn omitted(&self) -> u64 {
+        self.written.saturating_sub(self.bytes.len() as u64)
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -218,10 +253,15 @@ mod tests {
                 "attribution": "policy",
                 "exit": {"code": 3},
                 "stdout": "abcdyz",
+                "stdout_bytes": 102,
+                "stdout_dropped": 0,
+                "stderr_bytes": 1,
+                "stderr_dropped": 0,
                 "stdout_omitted": 96,
                 "stderr": {"base64": "/w=="},
                 "error": null,
                 "attempt": 1,
+                "times": {"queued": 1000, "dispatched": 2500, "started": 3000, "finished": 10000},
                 "queued_ms": 1.5,
                 "sandbox_ms": 0.5,
                 "run_ms": 7.0,

@@ -32,7 +32,7 @@ const QUICK_PROBLEMS: usize = 40;
 pub(crate) fn run(workspace: &Workspace, quick: bool, args: &[String]) -> anyhow::Result<()> {
     setup::run(workspace)?;
     let problems = python::fetch_problems(workspace)?;
-    build::run(workspace, Profile::Release)?;
+    build::whole(workspace)?;
 
     let folder = workspace.private().join("demo");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
