@@ -14,7 +14,9 @@ pub fn snippet(page: &str, heading: &str, language: &str) -> anyhow::Result<Stri
 }
 
 fn after(text: &str, heading: &str, language: &str) -> Option<String> {
-    let mut lines = text.lines().skip_while(|line| line.trim_start_matches('#').trim() != heading);
+    let mut lines = text
+        .lines()
+        .skip_while(|line| line.trim_start_matches('#').trim() != heading);
     lines.next()?;
     let fence = format!("```{language}");
     let block: Vec<&str> = lines

@@ -6,6 +6,7 @@
 pub mod binaries;
 pub mod docs;
 pub mod fleet;
+pub mod leftovers;
 pub mod port;
 pub mod process;
 pub mod servers;

@@ -129,6 +129,14 @@ impl Process {
         }
     }
 
+    /// Blocks until it has ended, at most `timeout`: for `Drop`.
+    pub fn block_until_exit(&self, timeout: Duration) {
+        let give_up = std::time::Instant::now() + timeout;
+        while self.exit.borrow().is_none() && std::time::Instant::now() < give_up {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// What it wrote to stdout up to now.
     pub fn stdout(&self) -> anyhow::Result<Vec<u8>> {
         read(&self.logs.path().join("stdout"))

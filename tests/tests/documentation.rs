@@ -17,7 +17,10 @@ async fn a_plain_nats_client_in_python_runs_a_task() {
     assert_eq!(finished.code(), 0, "{}", finished.stderr);
     let printed = finished.text();
     assert!(printed.starts_with("accepted as REMUDA_REQ "), "{printed}");
-    assert!(printed.ends_with("outcome: succeeded\nstdout: 42\n"), "{printed}");
+    assert!(
+        printed.ends_with("outcome: succeeded\nstdout: 42\n"),
+        "{printed}"
+    );
     assert!(fleet.stop().await.unwrap().success());
 }
 
@@ -39,11 +42,20 @@ async fn the_first_use_of_the_readme_runs() {
     shell
         .args(["-euc", &rest.join("\n")])
         .current_dir(&folder)
-        .env("PATH", format!("{}:{}", path.join(":"), std::env::var("PATH").unwrap()))
+        .env(
+            "PATH",
+            format!("{}:{}", path.join(":"), std::env::var("PATH").unwrap()),
+        )
         .env("REMUDA_NATS", fleet.nats())
         .env("REMUDA_REDIS", fleet.redis());
     let finished = finish(shell).await.unwrap();
-    assert_eq!(finished.code(), 0, "{}\n{}", finished.text(), finished.stderr);
+    assert_eq!(
+        finished.code(),
+        0,
+        "{}\n{}",
+        finished.text(),
+        finished.stderr
+    );
     let printed = finished.text();
     assert!(printed.starts_with("42\n"), "{printed}");
     assert!(printed.contains(r#""outcome":"failed""#), "{printed}");
