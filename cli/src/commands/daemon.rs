@@ -46,13 +46,14 @@ pub(crate) async fn worker(args: Args) -> Result<u8, Failure> {
     let readiness = Readiness::new(&READINESS);
     let telemetry = telemetry("remuda-worker", &options.telemetry, &readiness)?;
     let shutdown = shutdown()?;
-    let built = Box::pin(Worker::build(options)).await;
-    let ended = match built {
-        Ok(worker) => {
+    let built = shutdown.run_until_cancelled(Box::pin(Worker::build(options)));
+    let ended = match built.await {
+        Some(Ok(worker)) => {
             worker.run(readiness, shutdown).await;
             Ok(0)
         }
-        Err(error) => Err(Failure::chain(&error).code(error.code())),
+        Some(Err(error)) => Err(Failure::chain(&error).code(error.code())),
+        None => Ok(0),
     };
     telemetry.shutdown().await;
     ended

@@ -66,44 +66,17 @@ async fn submit(client: &Client, doc: TaskDoc, args: &Args) -> Result<Outcome, F
     for note in &doc.notes {
         out::note(format_args!("note: {note}"));
     }
-    let (name, retries) = (doc.name.clone(), doc.retries);
+    let name = doc.name.clone();
     let steps: Vec<Step> = doc.steps.clone();
-    let template = request(client, doc, args)?;
+    let request = request(client, doc, args)?;
     let text = args.output == Format::Text;
-    let mut tries = 0;
-    loop {
-        let again = TaskRequest {
-            id: broker_schema::TaskId::new(),
-            submitted_at: broker_schema::Timestamp::now(),
-            ..template.clone()
-        };
-        let terminal = live::follow(client, again, text).await?;
-        if text {
-            tell(name.as_deref(), &steps, &terminal);
-        } else {
-            out::json(&terminal)?;
-        }
-        if tries == retries || !worth_another(terminal.outcome) {
-            return Ok(terminal.outcome);
-        }
-        tries += 1;
-        out::note(format_args!(
-            "{}: retry {tries} of {retries}",
-            terminal.outcome
-        ));
+    let terminal = live::follow(client, request, text).await?;
+    if text {
+        tell(name.as_deref(), &steps, &terminal);
+    } else {
+        out::json(&terminal)?;
     }
-}
-
-/// Whether the same task may end otherwise.
-fn worth_another(outcome: Outcome) -> bool {
-    matches!(
-        outcome,
-        Outcome::Failed
-            | Outcome::TimedOut
-            | Outcome::OomKilled
-            | Outcome::SandboxLost
-            | Outcome::DeadLettered
-    )
+    Ok(terminal.outcome)
 }
 
 fn request(client: &Client, doc: TaskDoc, args: &Args) -> Result<TaskRequest, Failure> {
@@ -120,6 +93,7 @@ fn request(client: &Client, doc: TaskDoc, args: &Args) -> Result<TaskRequest, Fa
     request.timeout_ms = doc.timeout_ms;
     request.continue_on_failure = doc.continue_on_failure;
     request.env = doc.env;
+    request.retries = doc.retries;
     Ok(request)
 }
 
@@ -151,8 +125,12 @@ fn tell(name: Option<&str>, steps: &[Step], terminal: &Terminal) {
         out::note(text);
     }
     let wall = Duration::from_micros(terminal.usage.wall_us);
+    let attempts = match terminal.attempt {
+        0 | 1 => String::new(),
+        attempt => format!(" in attempt {attempt}"),
+    };
     out::note(format_args!(
-        "{}: {} after {}, task {}",
+        "{}: {}{attempts} after {}, task {}",
         name.unwrap_or("task"),
         terminal.outcome,
         human(wall.as_micros() as u64),

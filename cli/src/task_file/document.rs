@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use broker_schema::{Blob, PoolId, Priority, RunId};
+use broker_schema::{Blob, PoolId, Priority, RunId, TaskRequest};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -66,8 +66,6 @@ struct Bare {
 
 /// The API group whose tasks have the shape that is read here.
 const API_GROUP: &str = "arl.infra.io/";
-/// More tries than anybody means.
-const MOST_RETRIES: u32 = 100;
 
 pub(super) fn task(value: Value) -> Result<TaskDoc, Problem> {
     let Value::Object(fields) = &value else {
@@ -147,14 +145,17 @@ fn timeout(at: &str, text: Option<String>) -> Result<Option<u64>, Problem> {
         .transpose()
 }
 
-fn retries(at: &str, retries: u32) -> Result<u32, Problem> {
-    if retries > MOST_RETRIES {
-        return Err(Problem::at(
-            join(at, "retries"),
-            format!("is {retries}, at most {MOST_RETRIES} are made"),
-        ));
-    }
-    Ok(retries)
+fn retries(at: &str, retries: u32) -> Result<u8, Problem> {
+    u8::try_from(retries)
+        .ok()
+        .filter(|retries| *retries <= TaskRequest::MOST_RETRIES)
+        .ok_or_else(|| {
+            let most = TaskRequest::MOST_RETRIES;
+            Problem::at(
+                join(at, "retries"),
+                format!("is {retries}, at most {most} are made"),
+            )
+        })
 }
 
 fn some_steps(at: &str, values: Vec<Value>) -> Result<Vec<broker_schema::Step>, Problem> {

@@ -26,7 +26,7 @@ pub(crate) struct TaskDoc {
     pub(crate) priority: Priority,
     pub(crate) timeout_ms: Option<u64>,
     /// How often the task is submitted again when it did not succeed.
-    pub(crate) retries: u32,
+    pub(crate) retries: u8,
     pub(crate) continue_on_failure: bool,
     pub(crate) env: BTreeMap<String, Blob>,
     pub(crate) steps: Vec<Step>,

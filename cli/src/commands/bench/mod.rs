@@ -96,9 +96,16 @@ async fn measure(args: &Args, globals: &Globals) -> anyhow::Result<()> {
                 Line::new("floor: NATS request", "none", false, &phases)
             }
             Mode::Session => {
-                let phases =
-                    levels(&budgets, |_| modes::SessionStep::open(fleet.address())).await?;
-                Line::new("session step", "namespaces", false, &phases)
+                let (alone, crowded) = budgets.split_at(1);
+                let split = modes::Split::default();
+                let open = |_| modes::SessionStep::open(fleet.address(), split.clone());
+                let mut phases = levels(alone, open).await?;
+                let [worker, sandbox] = split.medians();
+                phases.extend(levels(crowded, open).await?);
+                let mut line = Line::new("session step", "namespaces", false, &phases);
+                line.more.insert("in_worker_p50_ms", worker);
+                line.more.insert("in_sandbox_p50_ms", sandbox);
+                line
             }
             Mode::OneShot => {
                 let phases = levels(&budgets, |_| modes::OneShot::connect(fleet.address())).await?;
@@ -106,9 +113,11 @@ async fn measure(args: &Args, globals: &Globals) -> anyhow::Result<()> {
             }
             Mode::Create => {
                 let maker = modes::Maker::start(fleet.data()).await?;
-                let phases = levels(&budgets, |_| maker.operation()).await?;
-                let mut line = Line::new("sandbox create and destroy", "namespaces", true, &phases);
+                let (alone, crowded) = budgets.split_at(1);
+                let mut phases = levels(alone, |_| maker.operation()).await?;
                 let (ready_p50, ready_p90) = maker.ready_ms();
+                phases.extend(levels(crowded, |_| maker.operation()).await?);
+                let mut line = Line::new("sandbox create and destroy", "namespaces", true, &phases);
                 line.more.insert("ready_p50_ms", ready_p50);
                 line.more.insert("ready_p90_ms", ready_p90);
                 if let Some((sandboxes, kib)) = memory::warm_pss_kib(fleet.worker_pid())? {

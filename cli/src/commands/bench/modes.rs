@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use broker_schema::pool::{ImageRef, Limits};
-use broker_schema::{Command, SandboxId, SessionOptions, Step, StepKind};
+use broker_schema::{Command, SandboxId, SessionOptions, Step, StepKind, Terminal};
 use futures::StreamExt as _;
 use remuda_client::{Client, OutputEvent, Session};
 use remuda_worker::backend::local::{LocalLauncher, LocalOptions};
@@ -80,30 +80,60 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Where the time of a task went, by what its terminal says.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Split(Arc<Mutex<[Latencies; 2]>>);
+
+impl Split {
+    fn add(&self, terminal: &Terminal) {
+        let run = terminal.times.started.map_or(0, |started| {
+            terminal.times.finished.since(started).as_micros() as u64
+        });
+        let step = terminal.steps.iter().map(|step| step.usage.wall_us).sum();
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts[0].add(run);
+        parts[1].add(step);
+    }
+
+    /// Medians in milliseconds: in the worker, and in the sandbox.
+    pub(super) fn medians(&self) -> [f64; 2] {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        [&parts[0], &parts[1]].map(|part| part.quantiles().map_or(0.0, |q| q.p50 as f64 / 1e3))
+    }
+}
+
 /// A command in a sandbox that is kept.
 #[derive(Debug)]
-pub(super) struct SessionStep(Session);
+pub(super) struct SessionStep {
+    session: Session,
+    split: Split,
+}
 
 impl SessionStep {
-    pub(super) fn open(address: Address) -> impl Future<Output = anyhow::Result<Self>> + Send {
+    pub(super) fn open(
+        address: Address,
+        split: Split,
+    ) -> impl Future<Output = anyhow::Result<Self>> + Send {
         async move {
             let client = address.connect().await?;
             let session = client
                 .open_session(&pool()?, SessionOptions::default())
                 .await?;
-            Ok(Self(session))
+            Ok(Self { session, split })
         }
     }
 }
 
 impl Operation for SessionStep {
     async fn run(&mut self) -> anyhow::Result<()> {
-        succeeded(&Box::pin(self.0.run(vec![Step::command(TRUE)])).await?)
+        let terminal = Box::pin(self.session.run(vec![Step::command(TRUE)])).await?;
+        self.split.add(&terminal);
+        succeeded(&terminal)
     }
 
     async fn close(self) {
         // What is left of it ends with the fleet.
-        let _ = Box::pin(self.0.close()).await;
+        let _ = Box::pin(self.session.close()).await;
     }
 }
 
@@ -152,7 +182,7 @@ impl Maker {
         async move { Ok(maker) }
     }
 
-    /// From nothing to ready, p50 and p90 over all levels, in milliseconds.
+    /// From nothing to ready up to now, p50 and p90, in milliseconds.
     pub(super) fn ready_ms(&self) -> (f64, f64) {
         let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         ready
