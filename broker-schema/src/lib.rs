@@ -55,3 +55,9 @@ pub const HEADER_CONTENT_TYPE: &str = "Content-Type";
 pub const HEADER_TRACEPARENT: &str = "traceparent";
 /// Header: W3C trace state.
 pub const HEADER_TRACESTATE: &str = "tracestate";
+/// Header: digest of a request as it was first published, on one that is handed back.
+pub const HEADER_DIGEST: &str = "Remuda-Digest";
+/// Header of a dead letter: the code of why it is one.
+pub const HEADER_CODE: &str = "Remuda-Code";
+/// Header of a dead letter: why it is one.
+pub const HEADER_REASON: &str = "Remuda-Reason";

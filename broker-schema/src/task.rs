@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Blob, GroupId, PoolId, RunId, SandboxRef, SessionOptions, Step, TaskId, TenantId, Timestamp,
+    Blob, GroupId, Outcome, PoolId, RunId, SandboxRef, SessionOptions, Step, TaskId, TenantId,
+    Timestamp,
 };
 
 /// An ordered list of steps with one terminal result. The bytes of the request
@@ -34,6 +35,10 @@ pub struct TaskRequest {
     /// Go on with the next step after one that did not exit with 0.
     #[serde(default)]
     pub continue_on_failure: bool,
+    /// Further attempts, each in a fresh sandbox, at a task that fails, runs
+    /// out of time or runs out of memory. At most 10; not for sessions.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u8,
     /// Keep the sandbox: the terminal names it, and later tasks may name it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<SessionOptions>,
@@ -44,6 +49,14 @@ pub struct TaskRequest {
     #[serde(default)]
     pub close_session: bool,
     pub submitted_at: Timestamp,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_zero(number: &u8) -> bool {
+    *number == 0
 }
 
 /// Which tasks of a tenant go first.
@@ -79,6 +92,8 @@ impl TaskRequest {
     pub const DEFAULT_TIMEOUT_MS: u64 = 30_000;
     /// Bytes kept of each output stream of a step when the step does not say.
     pub const DEFAULT_OUTPUT_LIMIT: u64 = 8 << 20;
+    /// Most retries that a request may ask for.
+    pub const MOST_RETRIES: u8 = 10;
 
     /// A request with a new id and the default everything.
     pub fn new(tenant: TenantId, run: RunId, pool: PoolId, steps: Vec<Step>) -> Self {
@@ -94,11 +109,23 @@ impl TaskRequest {
             timeout_ms: None,
             deadline: None,
             continue_on_failure: false,
+            retries: 0,
             keep_alive: None,
             session: None,
             close_session: false,
             submitted_at: Timestamp::now(),
         }
+    }
+
+    /// Whether an attempt that ended like this is followed by another one.
+    /// Every attempt counts, those too that the infrastructure ended.
+    pub fn retries_after(&self, outcome: Outcome, attempt: u32) -> bool {
+        let worth = matches!(
+            outcome,
+            Outcome::Failed | Outcome::TimedOut | Outcome::OomKilled
+        );
+        let one_shot = self.session.is_none() && self.keep_alive.is_none();
+        worth && one_shot && attempt <= u32::from(self.retries.min(Self::MOST_RETRIES))
     }
 
     /// The `Nats-Msg-Id` of the request.

@@ -109,6 +109,7 @@ impl Check<'_> {
                 "is zero, leave it out for none",
             );
         }
+        self.retries(task);
         if let Some(keep) = task.keep_alive {
             self.timeout("keep_alive.idle_timeout_ms", Some(keep.idle_timeout_ms));
             self.timeout("keep_alive.max_life_ms", Some(keep.max_life_ms));
@@ -130,6 +131,26 @@ impl Check<'_> {
         self.env("env", task.env.iter());
         for (index, step) in task.steps.iter().enumerate().take(self.limits.steps) {
             self.step(index, step);
+        }
+    }
+
+    fn retries(&mut self, task: &TaskRequest) {
+        if task.retries > TaskRequest::MOST_RETRIES {
+            self.add(
+                ErrorCode::InvalidField,
+                "retries".into(),
+                format!(
+                    "is {}, at most {} are made",
+                    task.retries,
+                    TaskRequest::MOST_RETRIES
+                ),
+            );
+        } else if task.retries > 0 && (task.session.is_some() || task.keep_alive.is_some()) {
+            self.add(
+                ErrorCode::InvalidField,
+                "retries".into(),
+                "stands beside a session, whose sandbox no fresh one can replace",
+            );
         }
     }
 
@@ -299,7 +320,7 @@ fn escapes(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FilePatch, SessionOptions, Timestamp};
+    use crate::{FilePatch, Outcome, SessionOptions, Timestamp};
 
     fn task(steps: Vec<Step>) -> TaskRequest {
         let token = |text: &str| text.to_owned();
@@ -403,6 +424,41 @@ mod tests {
         let mut close = task(vec![]);
         close.close_session = true;
         assert_eq!(problems(&close).len(), 2);
+    }
+
+    #[test]
+    fn retries_are_few_and_for_one_shots() {
+        let mut retried = task(vec![Step::command(["/bin/true"])]);
+        retried.retries = TaskRequest::MOST_RETRIES;
+        assert_eq!(problems(&retried), []);
+        let refused = [(ErrorCode::InvalidField, "retries".to_owned())];
+        retried.retries += 1;
+        assert_eq!(problems(&retried), refused);
+        retried.retries = 1;
+        retried.keep_alive = Some(SessionOptions::default());
+        assert_eq!(problems(&retried), refused);
+    }
+
+    #[test]
+    fn an_attempt_is_followed_by_another_while_retries_are_left() {
+        let mut retried = task(vec![Step::command(["/bin/false"])]);
+        assert!(!retried.retries_after(Outcome::Failed, 1));
+        retried.retries = 2;
+        for (outcome, attempt, again) in [
+            (Outcome::Failed, 1, true),
+            (Outcome::TimedOut, 2, true),
+            (Outcome::OomKilled, 2, true),
+            (Outcome::Failed, 3, false),
+            (Outcome::Succeeded, 1, false),
+            (Outcome::Cancelled, 1, false),
+            (Outcome::Expired, 1, false),
+            (Outcome::Rejected, 1, false),
+        ] {
+            let found = retried.retries_after(outcome, attempt);
+            assert_eq!(found, again, "{outcome} of attempt {attempt}");
+        }
+        retried.keep_alive = Some(SessionOptions::default());
+        assert!(!retried.retries_after(Outcome::Failed, 1));
     }
 
     #[test]

@@ -58,6 +58,7 @@ fn task_request() -> TaskRequest {
         timeout_ms: Some(10_000),
         deadline: Some(Timestamp(1_764_000_060_000_000)),
         continue_on_failure: true,
+        retries: 0,
         keep_alive: Some(SessionOptions {
             idle_timeout_ms: 60_000,
             max_life_ms: 600_000,

@@ -66,6 +66,7 @@ prop_compose! {
         env in btree_map(".{0,8}", blob(), 0..3),
         timeout_ms in option::of(any::<u64>()),
         deadline in option::of(any::<u64>().prop_map(Timestamp)),
+        retries in any::<u8>(),
         keep in option::of((any::<u64>(), any::<u64>())),
     ) -> TaskRequest {
         let mut request = TaskRequest::new(
@@ -77,6 +78,7 @@ prop_compose! {
         request.env = env;
         request.timeout_ms = timeout_ms;
         request.deadline = deadline;
+        request.retries = retries;
         request.keep_alive = keep.map(|(idle_timeout_ms, max_life_ms)| SessionOptions {
             idle_timeout_ms,
             max_life_ms,
