@@ -23,10 +23,11 @@ where
         filter: wanted.clone(),
         source,
     })?;
-    let with_notes = wanted.contains("opentelemetry");
-    let filter = filter.and(filter_fn(move |event| {
-        with_notes || !is_exporters_note(event)
-    }));
+    let unasked: Vec<&str> = NOTES
+        .into_iter()
+        .filter(|part| !wanted.contains(part))
+        .collect();
+    let filter = filter.and(filter_fn(move |event| !is_note(event, &unasked)));
     // Its own errors would be printed to standard error, and when that is what is gone, panic.
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
@@ -43,9 +44,16 @@ where
     })
 }
 
-/// The exporters note at `info` what they were told to do; only their warnings say something new.
-fn is_exporters_note(event: &Metadata<'_>) -> bool {
-    event.target().starts_with("opentelemetry") && *event.level() > Level::WARN
+/// Libraries that say more at `info` than anybody wants to read: exporters note what they were
+/// told to do, and the NATS client each of its attempts to reconnect.
+const NOTES: [&str; 2] = ["opentelemetry", "async_nats"];
+
+/// Only warnings of such a library say something new.
+fn is_note(event: &Metadata<'_>, libraries: &[&str]) -> bool {
+    *event.level() > Level::WARN
+        && libraries
+            .iter()
+            .any(|library| event.target().starts_with(library))
 }
 
 #[cfg(test)]
@@ -108,17 +116,22 @@ mod tests {
     }
 
     #[test]
-    fn the_filter_holds_by_target_and_exporters_notes_need_asking() {
+    fn the_filter_holds_by_target_and_notes_of_libraries_need_asking() {
         let events = || {
             tracing::info!(target: "a_part", "part info");
             tracing::debug!(target: "b_part", "part debug");
             tracing::info!(target: "opentelemetry_sdk", "a note");
             tracing::warn!(target: "opentelemetry_sdk", "a warning");
+            tracing::info!(target: "async_nats", "an attempt");
         };
         let cases = [
             ("info", vec!["part info", "a warning"]),
             ("warn,b_part=debug", vec!["part debug", "a warning"]),
             ("error,opentelemetry=info", vec!["a note", "a warning"]),
+            (
+                "info,async_nats=info",
+                vec!["part info", "a warning", "an attempt"],
+            ),
         ];
         for (filter, expected) in cases {
             let text = logged(LogFormat::Human, filter, events);
