@@ -142,6 +142,29 @@ impl Broker {
         self.shared.link.watch().borrow().connected
     }
 
+    /// Resolves once the connection has been missing for `long` without a break, or will never
+    /// come back.
+    pub async fn lost_for(&self, long: Duration) {
+        let mut link = self.link();
+        loop {
+            if link.wait_for(|state| !state.connected).await.is_err() {
+                return;
+            }
+            let back = link.wait_for(|state| state.connected || state.closed);
+            match tokio::time::timeout(long, back).await {
+                Ok(Ok(state)) if !state.closed => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// Resolves once the connection stands; false where it will not any more.
+    pub async fn regained(&self) -> bool {
+        let mut link = self.link();
+        let back = link.wait_for(|state| state.connected || state.closed);
+        back.await.is_ok_and(|state| !state.closed)
+    }
+
     pub(crate) fn link(&self) -> watch::Receiver<LinkState> {
         self.shared.link.watch()
     }
