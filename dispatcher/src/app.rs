@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker_schema::RequestLimits;
-use broker_schema::stream::Sizes;
 use remuda_client::broker::Broker;
 use remuda_lease::LeaseStore;
 use remuda_telemetry::{Chain, Readiness, TaskGroup};
@@ -52,7 +51,7 @@ pub async fn run_with(
         .await
         .map_err(DispatcherError::Connect)?;
     broker
-        .ensure_streams(&Sizes::default())
+        .ensure_streams(&options.streams.into())
         .await
         .map_err(DispatcherError::Streams)?;
     let lease = LeaseStore::connect(&options.redis)
@@ -119,6 +118,28 @@ async fn serve(fleet: Arc<Fleet>, shutdown: CancellationToken) -> Result<(), Dis
     shutdown.cancelled().await;
     tracing::info!("dispatcher stops: nothing new is fetched");
     fleet.readiness.set(PART_NATS, false);
+    let timings = &fleet.options.timings;
+    let ending = end(&fleet, &lanes, &stop, dispatch);
+    tokio::select! {
+        biased;
+        () = ending => {}
+        () = fleet.broker.lost_for(timings.unreachable) => tracing::warn!(
+            bound = ?timings.unreachable, "stopping without NATS: what is held comes again"
+        ),
+        () = tokio::time::sleep(timings.drain + timings.unreachable) => {
+            tracing::warn!("stopping took too long: what is held comes again");
+        }
+    }
+    fleet.group.cancel();
+    Ok(())
+}
+
+async fn end(
+    fleet: &Fleet,
+    lanes: &TaskGroup,
+    stop: &CancellationToken,
+    dispatch: tokio::task::JoinHandle<()>,
+) {
     // Stop fetching; then end what is under way and give the rest back; then the others, who
     // until now kept marking what is held.
     lanes.close_and_wait(END).await;
@@ -126,14 +147,13 @@ async fn serve(fleet: Arc<Fleet>, shutdown: CancellationToken) -> Result<(), Dis
     if dispatch.await.is_err() {
         tracing::error!("the dispatch loop ended by a panic, requests come again");
     }
-    group.close_and_wait(END).await;
+    fleet.group.close_and_wait(END).await;
     let flushed = tokio::time::timeout(END, fleet.broker.nats().flush()).await;
     match flushed {
         Ok(Ok(())) => tracing::info!("dispatcher stopped"),
         Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "nats was not flushed"),
         Err(_) => tracing::warn!("nats was not flushed in time"),
     }
-    Ok(())
 }
 
 async fn subscribe(

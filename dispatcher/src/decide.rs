@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use broker_schema::pool::PoolSpec;
-use broker_schema::{PoolId, WorkerId};
+use broker_schema::{PoolId, TaskRequest, WorkerId};
 use remuda_lease::{Claim, WorkerInfo};
 
 /// What each worker should keep: `(pool, warm, max)`, sorted by pool.
@@ -84,6 +84,12 @@ impl Pace {
     pub(crate) fn granted(&mut self) {
         self.allowed = (self.allowed.max(1) * 2).min(self.most);
     }
+}
+
+/// Attempts at a task: those that faults of the infrastructure may end, and those that the task
+/// asked for beside its first.
+pub(crate) fn attempt_limit(max_attempts: u32, request: &TaskRequest) -> u32 {
+    max_attempts.saturating_add(u32::from(request.retries))
 }
 
 /// What a claim's answer means for the task.

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use broker_schema::codec::Format;
 use broker_schema::pool::PoolSpec;
-use broker_schema::{ErrorCode, PoolId, RequestLimits, TenantId, Terminal};
+use broker_schema::{
+    ErrorCode, HEADER_CODE, HEADER_REASON, PoolId, RequestLimits, TenantId, Terminal,
+};
 use bytes::Bytes;
 use remuda_client::broker::{Broker, BrokerError, Gate, Outgoing};
 use remuda_lease::LeaseStore;
@@ -19,12 +21,6 @@ use crate::progress::HeldSet;
 
 /// How long a terminal or a dead letter is tried before its message waits for another turn.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Header: why a message is in the DLQ.
-pub(crate) const HEADER_REASON: &str = "Remuda-Reason";
-/// Header: the code of the reason.
-pub(crate) const HEADER_CODE: &str = "Remuda-Code";
-/// Header: digest of the request as it was first published, on one that is handed back.
-pub(crate) const HEADER_DIGEST: &str = "Remuda-Digest";
 
 #[derive(Debug)]
 pub(crate) struct Fleet {
@@ -87,7 +83,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Takes a new incarnation where Redis has none, and publishes the pools.
+    /// Takes a new incarnation where Redis has none that can be relied on, and publishes the pools.
     pub(crate) async fn bootstrap(&self) -> Result<(), DispatcherError> {
         if self
             .lease
@@ -108,7 +104,7 @@ impl Fleet {
                 .map_err(DispatcherError::Lease)?;
             tracing::info!(
                 incarnation,
-                "redis had no incarnation: a new one is in force"
+                "redis is new, was flushed or was started again: a new incarnation is in force"
             );
         }
         let stored = self.lease.pools().await.map_err(DispatcherError::Pools)?;

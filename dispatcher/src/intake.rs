@@ -3,13 +3,13 @@
 use broker_schema::codec::{self, Format};
 use broker_schema::digest::sha256_hex;
 use broker_schema::{
-    ErrorCode, ErrorInfo, GroupId, HEADER_SCHEMA, PoolId, RequestLimits, RunId, SCHEMA_OLDEST,
-    TaskId, TaskRequest, TenantId, Timestamp,
+    ErrorCode, ErrorInfo, GroupId, HEADER_DIGEST, HEADER_SCHEMA, PoolId, RequestLimits, RunId,
+    SCHEMA_OLDEST, TaskId, TaskRequest, TenantId, Timestamp,
 };
 use remuda_client::broker::{BrokerError, Delivery};
 use serde::Deserialize;
 
-use crate::fleet::{DeadLetter, Fleet, HEADER_DIGEST};
+use crate::fleet::{DeadLetter, Fleet};
 use crate::terminals::Address;
 
 /// Stands for the run of a request that cannot be read.

@@ -20,4 +20,4 @@ mod terminals;
 
 pub use app::{readiness, run, run_with};
 pub use error::DispatcherError;
-pub use options::{DispatcherOptions, NatsOptions, Timings};
+pub use options::{DispatcherOptions, NatsOptions, Streams, Timings};

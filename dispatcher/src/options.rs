@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use broker_schema::pool::{ImageRef, PoolSpec};
+use broker_schema::stream::Sizes;
 use remuda_client::broker::{BrokerOptions, Credentials};
 use remuda_lease::LeaseOptions;
 use remuda_telemetry::TelemetryOptions;
@@ -17,11 +18,13 @@ pub struct DispatcherOptions {
     pub nats: NatsOptions,
     pub redis: LeaseOptions,
     pub pools: Vec<PoolSpec>,
+    /// Sizes of the fleet's streams.
+    pub streams: Streams,
     /// Most requests of one lane (tenant and pool) held here; the backlog stays in the stream.
     pub window: usize,
     /// Most placements that are under way at once.
     pub in_flight: usize,
-    /// Attempts at a task before it is dead-lettered.
+    /// Attempts at a task before it is dead-lettered, beside the retries that it asks for.
     pub max_attempts: u32,
     pub timings: Timings,
     pub telemetry: TelemetryOptions,
@@ -33,6 +36,7 @@ impl Default for DispatcherOptions {
             nats: NatsOptions::default(),
             redis: LeaseOptions::default(),
             pools: Vec::new(),
+            streams: Streams::default(),
             window: 256,
             in_flight: 64,
             max_attempts: 4,
@@ -116,6 +120,91 @@ impl NatsOptions {
     }
 }
 
+/// The `streams` part: how much the fleet's streams may keep, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Streams {
+    /// Requests that wait, and as much again for placements under way.
+    pub requests_bytes: i64,
+    /// Output.
+    pub results_bytes: i64,
+    #[serde(with = "humantime_serde")]
+    pub results_age: Duration,
+    pub terminals_bytes: i64,
+    #[serde(with = "humantime_serde")]
+    pub terminals_age: Duration,
+    /// Servers that each stream is kept on: odd, and more than one only in a cluster.
+    pub replicas: usize,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        let sizes = Sizes::default();
+        Self {
+            requests_bytes: sizes.requests_bytes,
+            results_bytes: sizes.results_bytes,
+            results_age: sizes.results_age,
+            terminals_bytes: sizes.terminals_bytes,
+            terminals_age: sizes.terminals_age,
+            replicas: sizes.replicas,
+        }
+    }
+}
+
+impl From<Streams> for Sizes {
+    fn from(streams: Streams) -> Self {
+        Self {
+            requests_bytes: streams.requests_bytes,
+            results_bytes: streams.results_bytes,
+            results_age: streams.results_age,
+            terminals_bytes: streams.terminals_bytes,
+            terminals_age: streams.terminals_age,
+            replicas: streams.replicas,
+        }
+    }
+}
+
+impl Streams {
+    /// Less than this cannot hold what one task may send.
+    const LEAST_BYTES: i64 = 16 << 20;
+    /// Less than this, and message ids are remembered for longer than what they stand for.
+    const LEAST_AGE: Duration = Duration::from_secs(600);
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (name, bytes) in [
+            ("requests_bytes", self.requests_bytes),
+            ("results_bytes", self.results_bytes),
+            ("terminals_bytes", self.terminals_bytes),
+        ] {
+            if bytes < Self::LEAST_BYTES {
+                let least = Self::LEAST_BYTES;
+                problems.push(format!(
+                    "streams.{name}: is {bytes}, expected at least {least}"
+                ));
+            }
+        }
+        for (name, age) in [
+            ("results_age", self.results_age),
+            ("terminals_age", self.terminals_age),
+        ] {
+            if age < Self::LEAST_AGE {
+                let least = Self::LEAST_AGE;
+                problems.push(format!(
+                    "streams.{name}: is {age:?}, expected at least {least:?}"
+                ));
+            }
+        }
+        if !matches!(self.replicas, 1 | 3 | 5) {
+            problems.push(format!(
+                "streams.replicas: is {}, expected 1, 3 or 5",
+                self.replicas
+            ));
+        }
+        problems
+    }
+}
+
 /// How often and how long. The defaults suit a fleet; tests shorten them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -132,6 +221,10 @@ pub struct Timings {
     /// How long placements under way may take when shutting down.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
+    /// How long a dispatcher that was told to stop goes on without NATS, and how much longer
+    /// than `drain` it takes at most, whatever does not answer.
+    #[serde(with = "humantime_serde")]
+    pub unreachable: Duration,
 }
 
 impl Default for Timings {
@@ -141,6 +234,7 @@ impl Default for Timings {
             progress: Duration::from_secs(10),
             publish: Duration::from_secs(8),
             drain: Duration::from_secs(15),
+            unreachable: Duration::from_secs(20),
         }
     }
 }
@@ -149,6 +243,7 @@ impl DispatcherOptions {
     /// Everything that is wrong with them.
     pub fn validate(&self) -> Result<(), Vec<String>> {
         let mut problems = self.redis.problems();
+        problems.extend(self.streams.problems());
         let mut need = |good: bool, problem: String| {
             if !good {
                 problems.push(problem);
@@ -279,6 +374,24 @@ mod tests {
         assert_eq!(options.validate().unwrap_err().len(), 1, "no pools");
         options.pools = vec![PoolSpec::named("py".parse().unwrap())];
         assert_eq!(options.validate(), Ok(()));
+    }
+
+    #[test]
+    fn streams_can_be_sized_and_not_too_small() {
+        let text = r#"{"streams": {"results_bytes": 1073741824, "terminals_age": "7days"}}"#;
+        let options: DispatcherOptions = serde_json::from_str(text).unwrap();
+        let sizes = Sizes::from(options.streams);
+        assert_eq!(sizes.results_bytes, 1 << 30);
+        assert_eq!(sizes.terminals_age, Duration::from_secs(7 * 24 * 3600));
+        assert_eq!(sizes.requests_bytes, Sizes::default().requests_bytes);
+        let bad = Streams {
+            requests_bytes: 0,
+            results_bytes: -1,
+            results_age: Duration::ZERO,
+            replicas: 2,
+            ..Streams::default()
+        };
+        assert_eq!(bad.problems().len(), 4, "{:#?}", bad.problems());
     }
 
     #[test]

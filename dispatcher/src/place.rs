@@ -11,7 +11,7 @@ use remuda_lease::{Claim, ClaimNonce, ClaimRequest, LeaseError};
 use remuda_telemetry::{Chain, TraceHeaders, propagate};
 use tracing::Instrument as _;
 
-use crate::decide::{Next, after_claim, backoff};
+use crate::decide::{Next, after_claim, attempt_limit, backoff};
 use crate::error::DispatcherError;
 use crate::fleet::{DeadLetter, Fleet};
 use crate::lane::Slot;
@@ -142,7 +142,7 @@ async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Don
         task: request.id,
         pool: request.pool.clone(),
         request_digest: job.digest.clone(),
-        max_attempts: fleet.options.max_attempts,
+        max_attempts: attempt_limit(fleet.options.max_attempts, request),
         nonce: job.nonce,
         again: job.again,
     };

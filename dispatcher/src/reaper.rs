@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use broker_schema::codec::{self};
 use broker_schema::stream::{ConsumerDef, worker_consumer};
-use broker_schema::{ErrorCode, ErrorInfo, ParsedSubject, Placement, PoolId, WorkerId};
+use broker_schema::{
+    ErrorCode, ErrorInfo, HEADER_DIGEST, ParsedSubject, Placement, PoolId, WorkerId,
+};
 use remuda_client::broker::{BrokerError, Delivery, Outgoing};
 use remuda_lease::LeaseError;
 use remuda_telemetry::{Chain, TraceHeaders};
 
-use crate::fleet::{DeadLetter, Fleet, HEADER_DIGEST};
+use crate::fleet::{DeadLetter, Fleet};
 use crate::terminals::Address;
 
 /// Placements of one dead worker that are looked at together.

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use broker_schema::codec::{self, Format};
 use broker_schema::digest::sha256_hex;
 use broker_schema::{
@@ -286,6 +288,22 @@ async fn a_flushed_redis_gets_a_new_incarnation_and_a_stop_gives_requests_back()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_also_where_nats_is_gone_for_good() {
+    let mut fleet = Fleet::start().await;
+    fleet.stop_dispatcher().await;
+    fleet.options.timings.drain = Duration::from_secs(3600);
+    fleet.options.timings.unreachable = Duration::from_millis(500);
+    fleet.start_dispatcher().await;
+    fleet.submit(&task()).await;
+    fleet.kill_nats();
+    until("the dispatcher is not ready", async || {
+        (!fleet.readiness.is_ready()).then_some(())
+    })
+    .await;
+    fleet.stop_dispatcher().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_goes_and_comes_back_costs_time_and_nothing_else() {
     let mut fleet = Fleet::start().await;
     let before = fleet.lease.incarnation().await.unwrap().unwrap();
@@ -302,7 +320,10 @@ async fn a_redis_that_goes_and_comes_back_costs_time_and_nothing_else() {
     })
     .await;
     let mut worker = FakeWorker::join(&fleet, "w1").await;
-    assert!(worker.incarnation > before, "this redis forgot everything");
+    assert!(
+        worker.incarnation > before,
+        "this redis may have forgotten its last second"
+    );
     worker.offer(&fleet, 1).await;
     let (placement, _) = worker.placement(&fleet).await;
     assert_eq!((placement.task.id, placement.attempt), (waiting.id, 1));

@@ -5,6 +5,7 @@
 //! | key | type | holds |
 //! | --- | --- | --- |
 //! | `incarnation` | string | the incarnation in force; absent in a Redis that is new or was flushed |
+//! | `server` | string | `run_id` of the process that it was put in force in: another one grants nothing under it |
 //! | `counter` | string | low half of the last epoch; begins at 0 with each incarnation |
 //! | `workers` | sorted set | worker → milliseconds of its last heartbeat, by Redis's clock |
 //! | `worker:<worker>` | hash | `record` (JSON), `incarnation`, `draining` |

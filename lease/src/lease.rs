@@ -36,7 +36,6 @@ impl LeaseStore {
     pub async fn renew(
         &self,
         worker: &WorkerId,
-        incarnation: u32,
         leases: &[(SandboxId, Epoch)],
     ) -> Result<Vec<Renewal>, LeaseError> {
         let failed = |source| LeaseError::Renew {
@@ -44,11 +43,7 @@ impl LeaseStore {
             leases: leases.len(),
             source,
         };
-        let mut args = vec![
-            worker.to_string(),
-            incarnation.to_string(),
-            self.ttl_millis(),
-        ];
+        let mut args = vec![worker.to_string(), self.ttl_millis()];
         for (sandbox, epoch) in leases {
             args.push(sandbox.to_string());
             args.push(epoch.incarnation().to_string());

@@ -5,6 +5,7 @@ use redis::Script;
 /// Every script with the prelude before it.
 #[derive(Debug)]
 pub(crate) struct Scripts {
+    pub(crate) incarnation: Script,
     pub(crate) install_incarnation: Script,
     pub(crate) heartbeat: Script,
     pub(crate) set_draining: Script,
@@ -38,6 +39,7 @@ macro_rules! script {
 impl Scripts {
     pub(crate) fn new() -> Self {
         Self {
+            incarnation: script!("incarnation"),
             install_incarnation: script!("install_incarnation"),
             heartbeat: script!("heartbeat"),
             set_draining: script!("set_draining"),

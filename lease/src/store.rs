@@ -125,20 +125,23 @@ impl LeaseStore {
         Ok(warnings)
     }
 
-    /// The incarnation in force; `None` where Redis is new or was flushed.
+    /// The incarnation that sandboxes are granted under; `None` where Redis is new, was flushed,
+    /// or was started again: it may then have lost the last epochs that it gave out.
     pub async fn incarnation(&self) -> Result<Option<u32>, LeaseError> {
-        let mut get = redis::cmd("GET");
-        get.arg(format!("{}:incarnation", self.inner.root));
-        let text: Option<String> = self.command(&get).await.map_err(LeaseError::Incarnation)?;
-        text.map(|text| {
-            text.parse()
-                .map_err(|_| LeaseError::Incarnation(garbled("incarnation", &text)))
-        })
-        .transpose()
+        let answer = self.run(&self.scripts().incarnation, &[]).await;
+        answer
+            .and_then(|mut answer| match answer.tag()?.as_str() {
+                "in_force" => answer.value("incarnation").map(Some),
+                "none" => Ok(None),
+                other => Err(garbled("answer", other)),
+            })
+            .map_err(LeaseError::Incarnation)
     }
 
-    /// Puts `candidate` in force where there is none; returns the one in force. The candidate
-    /// must be one that was never in force before: a sequence of the broker's.
+    /// Puts `candidate` in force where [`incarnation`](Self::incarnation) is none, unless a
+    /// newer one was before; returns the newest. The candidate must be one that was never in
+    /// force before: a sequence of the broker's. Leases of an older incarnation that Redis still
+    /// knows can be renewed: nothing is granted under their epochs any more.
     pub async fn install_incarnation(&self, candidate: u32) -> Result<u32, LeaseError> {
         let script = &self.scripts().install_incarnation;
         let answer = self.run(script, &[candidate.to_string()]).await;

@@ -126,7 +126,7 @@ async fn a_lease_that_ran_out_is_claimed_anew_and_its_holder_loses() {
     assert!(new.epoch > old.epoch && new.sandbox != old.sandbox);
     assert_eq!(
         store
-            .renew(&worker("w1"), 1, &[(old.sandbox, old.epoch)])
+            .renew(&worker("w1"), &[(old.sandbox, old.epoch)])
             .await
             .unwrap(),
         [remuda_lease::Renewal::Lost]

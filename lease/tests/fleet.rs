@@ -28,6 +28,48 @@ async fn a_heartbeat_brings_pools_and_targets() {
 }
 
 #[tokio::test]
+async fn a_restart_grants_nothing_under_the_old_incarnation_and_keeps_leases() {
+    let mut redis = Redis::start_kept();
+    let store = fleet(&redis).await;
+    let ids = offer(&store, "w1", 2).await;
+    let (held, _) = granted(store.claim(&request(TaskId::new())).await.unwrap());
+    assert_eq!(store.incarnation().await.unwrap(), Some(1));
+    redis.restart_kept();
+
+    let found = until("redis answers again", async || {
+        store.incarnation().await.ok()
+    });
+    assert_eq!(found.await, None);
+    assert_eq!(
+        store.claim(&request(TaskId::new())).await.unwrap(),
+        Claim::NoIncarnation
+    );
+    assert_eq!(store.install_incarnation(1).await.unwrap(), 1);
+    assert_eq!(
+        store.incarnation().await.unwrap(),
+        None,
+        "it was in force before"
+    );
+    assert_eq!(store.install_incarnation(5).await.unwrap(), 5);
+    assert_eq!(store.install_incarnation(6).await.unwrap(), 5);
+    assert_eq!(store.incarnation().await.unwrap(), Some(5));
+
+    let lease = [(held.sandbox, held.epoch)];
+    assert_eq!(
+        store.renew(&worker("w1"), &lease).await.unwrap(),
+        [Renewal::Held { cancelled: None }],
+        "what runs goes on"
+    );
+    let claim = async || store.claim(&request(TaskId::new())).await.unwrap();
+    assert_eq!(claim().await, Claim::NoneWarm, "the old offers are void");
+    store.register(&record("w1", 5)).await.unwrap();
+    store.offer(&worker("w1"), 5, &pool(), &ids).await.unwrap();
+    let (next, _) = granted(claim().await);
+    assert!(next.epoch > held.epoch && next.sandbox != held.sandbox);
+    assert_eq!(next.epoch.incarnation(), 5);
+}
+
+#[tokio::test]
 async fn a_flush_begins_a_new_incarnation_and_old_offers_are_refused() {
     let redis = Redis::start();
     let store = fleet(&redis).await;
@@ -53,7 +95,7 @@ async fn a_flush_begins_a_new_incarnation_and_old_offers_are_refused() {
     assert_eq!(offered, Offered::StaleIncarnation { current: Some(2) });
     assert_eq!(
         store
-            .renew(&worker("w1"), 1, &[(held.sandbox, held.epoch)])
+            .renew(&worker("w1"), &[(held.sandbox, held.epoch)])
             .await
             .unwrap(),
         [Renewal::Lost]
@@ -126,7 +168,7 @@ async fn a_dead_worker_is_told_of_with_nothing_of_it_left() {
     store.heartbeat(&record("w1", 1)).await.unwrap();
     assert_eq!(
         store
-            .renew(&worker("w1"), 1, &[(held.sandbox, held.epoch)])
+            .renew(&worker("w1"), &[(held.sandbox, held.epoch)])
             .await
             .unwrap(),
         [Renewal::Lost]

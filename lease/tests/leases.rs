@@ -17,15 +17,11 @@ async fn only_the_owner_with_the_epoch_renews_and_releases() {
     let stale = Epoch::new(1, held.epoch.counter() + 1);
     let lease = [(held.sandbox, held.epoch)];
     let lost = [Renewal::Lost];
-    let cases = [
-        ("w2", 1, held.epoch),
-        ("w1", 1, stale),
-        ("w1", 2, held.epoch),
-    ];
-    for (name, incarnation, epoch) in cases {
+    let other = Epoch::new(2, held.epoch.counter());
+    for (name, epoch) in [("w2", held.epoch), ("w1", stale), ("w1", other)] {
         let lease = [(held.sandbox, epoch)];
-        let renewed = store.renew(&worker(name), incarnation, &lease).await;
-        assert_eq!(renewed.unwrap(), lost, "{name} {incarnation} {epoch}");
+        let renewed = store.renew(&worker(name), &lease).await;
+        assert_eq!(renewed.unwrap(), lost, "{name} {epoch}");
     }
     let finished = Some((&tenant(), task));
     for (name, epoch) in [("w2", held.epoch), ("w1", stale)] {
@@ -36,7 +32,7 @@ async fn only_the_owner_with_the_epoch_renews_and_releases() {
     }
     let held_still = [Renewal::Held { cancelled: None }];
     assert_eq!(
-        store.renew(&worker("w1"), 1, &lease).await.unwrap(),
+        store.renew(&worker("w1"), &lease).await.unwrap(),
         held_still
     );
     let release = async || {
@@ -47,7 +43,7 @@ async fn only_the_owner_with_the_epoch_renews_and_releases() {
     };
     assert!(release().await);
     assert!(!release().await, "a second release finds nothing");
-    assert_eq!(store.renew(&worker("w1"), 1, &lease).await.unwrap(), lost);
+    assert_eq!(store.renew(&worker("w1"), &lease).await.unwrap(), lost);
 }
 
 #[tokio::test]
@@ -75,7 +71,7 @@ async fn a_cancellation_reaches_the_claim_and_the_renewal() {
     );
     assert_eq!(
         store
-            .renew(&worker("w1"), 1, &[(held.sandbox, held.epoch)])
+            .renew(&worker("w1"), &[(held.sandbox, held.epoch)])
             .await
             .unwrap(),
         [Renewal::Held {
@@ -120,7 +116,7 @@ async fn a_session_keeps_its_lease_and_its_tasks_can_be_cancelled() {
     store.cancel(&tenant(), next).await.unwrap();
     assert_eq!(
         store
-            .renew(&owner, 1, &[(held.sandbox, held.epoch)])
+            .renew(&owner, &[(held.sandbox, held.epoch)])
             .await
             .unwrap(),
         [Renewal::Held {

@@ -212,7 +212,7 @@ impl World {
                     return;
                 };
                 let lease = [(sandbox.sandbox, sandbox.epoch)];
-                let renewed = self.store.renew(&sandbox.worker, incarnation, &lease).await;
+                let renewed = self.store.renew(&sandbox.worker, &lease).await;
                 let expected = if self.leased(sandbox.sandbox, sandbox.epoch) {
                     let cancelled = self.model.tasks[t].cancelled.then_some(self.tasks[t]);
                     Renewal::Held { cancelled }

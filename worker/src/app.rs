@@ -167,12 +167,32 @@ impl Worker {
 
         tracing::info!(worker = %shared.worker, "worker leaves");
         readiness.set("redis", false);
-        drain(&shared).await;
-        loops.close_and_wait(LOOPS_BOUND).await;
-        flush(&shared.broker).await;
-        deregister(&shared).await;
-        if let Some(local) = shared.backends.local.clone() {
-            local.shutdown().await;
+        let leaving = async {
+            drain(&shared).await;
+            loops.close_and_wait(LOOPS_BOUND).await;
+            flush(&shared.broker).await;
+            deregister(&shared).await;
+        };
+        let timings = shared.options.timings;
+        tokio::select! {
+            biased;
+            () = leaving => {}
+            () = shared.broker.lost_for(timings.unreachable) => tracing::warn!(
+                worker = %shared.worker, bound = ?timings.unreachable,
+                "leaving without NATS: what is unfinished is placed elsewhere"
+            ),
+            () = tokio::time::sleep(timings.drain + timings.unreachable) => tracing::warn!(
+                worker = %shared.worker,
+                "leaving took too long: what is unfinished is placed elsewhere"
+            ),
+        }
+        loops.cancel();
+        if let Some(local) = shared.backends.local.clone()
+            && tokio::time::timeout(LOOPS_BOUND, local.shutdown())
+                .await
+                .is_err()
+        {
+            tracing::warn!("the sandboxes did not end in time, they end with this process");
         }
         tracing::info!(worker = %shared.worker, "worker has left");
     }

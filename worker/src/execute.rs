@@ -15,7 +15,7 @@ use remuda_proto::v1;
 use remuda_telemetry::{Chain, TraceHeaders};
 
 use crate::backend::Sandbox;
-use crate::outcome::{Budget, Interrupt, Limit, StepEnd, budget, refusal};
+use crate::outcome::{Budget, Interrupt, Limit, StepEnd, budget, not_started, refusal};
 use crate::output::{Tally, fit};
 use crate::sidecar_client::{CallError, shorten};
 use crate::stream::{Stream, StreamError};
@@ -230,20 +230,21 @@ impl Run<'_> {
             StepEnd::Exited {
                 timed_out,
                 oom_kills,
+                spawn_error,
                 ..
             } => {
                 result.timed_out = timed_out.is_some();
                 result.oom_killed = *oom_kills > 0;
+                result.error = not_started(closed.exit, spawn_error);
                 self.exit = Some(closed.exit);
             }
-            StepEnd::Refused(error) => {
-                let mut error = error.clone();
-                let most = TEXTS / self.attempt.placement.task.steps.len().max(1);
-                cut(&mut error.message, most);
-                result.error = Some(error);
-            }
+            StepEnd::Refused(error) => result.error = Some(error.clone()),
             StepEnd::Unresponsive(_) => result.timed_out = true,
             _ => {}
+        }
+        if let Some(error) = &mut result.error {
+            let most = TEXTS / self.attempt.placement.task.steps.len().max(1);
+            cut(&mut error.message, most);
         }
         self.attempt.stream.end_step(closed.exit);
         self.steps.push(result);

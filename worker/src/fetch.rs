@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::execute::Past;
-use crate::finish;
+use crate::finish::{self, Back};
 use crate::holder::Holder;
 use crate::inventory::{Named, Place};
 use crate::jobs::{Admission, JobKey};
@@ -129,7 +129,7 @@ async fn route(shared: &Arc<Shared>, delivery: Delivery) {
 fn place(shared: &Arc<Shared>, job: Job) {
     let placement = &job.placement;
     if shared.draining() && !job.in_session() {
-        back(shared, job, "the worker is leaving", false);
+        back(shared, job, "the worker is leaving", Back::Leaving);
         return;
     }
     let named = Named {
@@ -164,8 +164,10 @@ fn place(shared: &Arc<Shared>, job: Job) {
         }
         (Place::Queue(handle), _) => enqueue(shared, &handle, job),
         (Place::Gone(code, why), _) => gone(shared, job, code, why),
-        (Place::HandBack(why), _) => back(shared, job, why, true),
-        (Place::Adopt(..), None) => back(shared, job, "its holder could not be made", true),
+        (Place::HandBack(why), _) => back(shared, job, why, Back::Fault),
+        (Place::Adopt(..), None) => {
+            back(shared, job, "its holder could not be made", Back::Fault);
+        }
     }
 }
 
@@ -188,10 +190,10 @@ fn gone(shared: &Arc<Shared>, job: Job, code: ErrorCode, why: &'static str) {
     });
 }
 
-fn back(shared: &Arc<Shared>, job: Job, why: &'static str, fault: bool) {
+fn back(shared: &Arc<Shared>, job: Job, why: &'static str, reason: Back) {
     let inner = shared.clone();
     shared.holders.spawn("hand back", async move {
-        finish::hand_back(inner.clone(), job, why, fault).await;
+        finish::hand_back(inner.clone(), job, why, reason).await;
         inner.pool_wake.notify_one();
     });
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker_schema::codec::{self, Format};
-use broker_schema::{Attribution, Epoch, Outcome, SandboxId, TaskId, TenantId, Terminal, Times};
+use broker_schema::{
+    Attribution, Epoch, HEADER_DIGEST, Outcome, SandboxId, TaskId, TenantId, Terminal, Times,
+};
 use broker_schema::{Placement, Timestamp};
 use remuda_client::broker::{Delivery, Gate, Outgoing};
 use remuda_telemetry::{Chain, TraceHeaders};
@@ -15,8 +17,6 @@ use crate::metrics::AttemptEnd;
 use crate::outcome::{Finding, expired};
 use crate::shared::{Job, Shared};
 
-/// Header of a request that comes back: the digest of its bytes as they were first published.
-const HEADER_DIGEST: &str = "Remuda-Digest";
 /// A request that failed here waits a little, more with every attempt, and not in step with others.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -132,14 +132,34 @@ pub(crate) async fn acknowledge(delivery: &Delivery) {
     }
 }
 
+/// Why a task goes back to the dispatcher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Back {
+    /// Something here is broken: better to wait a little.
+    Fault,
+    /// The worker leaves, which is no fault that would pass with time.
+    Leaving,
+    /// The task asked for another attempt.
+    Retry,
+}
+
 /// Gives a task back to the dispatcher, for another attempt. Its lease is freed first: it would
 /// only stand in the way of the next claim.
-pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, fault: bool) {
+pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, back: Back) {
     let placement = &job.placement;
     let task = &placement.task;
-    tracing::warn!(
-        task = %task.id, tenant = %task.tenant, attempt = placement.attempt, why, "task goes back"
-    );
+    let fault = back == Back::Fault;
+    if back == Back::Retry {
+        tracing::info!(
+            task = %task.id, tenant = %task.tenant, attempt = placement.attempt, why,
+            "task is tried again"
+        );
+    } else {
+        tracing::warn!(
+            task = %task.id, tenant = %task.tenant, attempt = placement.attempt, why,
+            "task goes back"
+        );
+    }
     if task
         .deadline
         .is_some_and(|deadline| deadline <= Timestamp::now())

@@ -20,7 +20,7 @@ use tracing::Instrument as _;
 
 use crate::backend::Sandbox;
 use crate::execute::{Attempt, Past};
-use crate::finish;
+use crate::finish::{self, Back};
 use crate::metrics::AttemptEnd;
 use crate::outcome::{Finding, Interrupt, Verdict, expired, judge};
 use crate::shared::{Job, Shared, Stop};
@@ -67,7 +67,7 @@ impl Holder {
             if job.in_session() {
                 finish::session_gone(self.shared.clone(), job, ErrorCode::SandboxLost, why).await;
             } else {
-                finish::hand_back(self.shared.clone(), job, why, true).await;
+                finish::hand_back(self.shared.clone(), job, why, Back::Fault).await;
             }
         }
         if held {
@@ -171,6 +171,12 @@ impl Holder {
         };
         let verdict = judge(&ran.ends, ran.interrupt, session);
         match verdict {
+            Verdict::Finish(finding) if again(&job, &finding) => {
+                let why = format!("{}: {}", finding.outcome, finding.evidence);
+                self.shared.herd().end(self.sandbox.id());
+                finish::hand_back(self.shared.clone(), job, &why, Back::Retry).await;
+                Next::Close { held: true }
+            }
             Verdict::Finish(finding) => {
                 let (tenant, task) = (job.placement.task.tenant.clone(), job.placement.task.id);
                 let next = self.finish(job, finding, Some(ran), &trace).await;
@@ -181,10 +187,12 @@ impl Holder {
             }
             Verdict::HandBack(why) => {
                 let held = ran.interrupt != Some(Interrupt::LeaseLost);
-                // A worker that leaves has no fault that would pass with time.
-                let fault = ran.interrupt != Some(Interrupt::Shutdown);
+                let back = match ran.interrupt {
+                    Some(Interrupt::Shutdown) => Back::Leaving,
+                    _ => Back::Fault,
+                };
                 self.shared.herd().end(self.sandbox.id());
-                finish::hand_back(self.shared.clone(), job, &why, fault).await;
+                finish::hand_back(self.shared.clone(), job, &why, back).await;
                 Next::Close { held }
             }
             Verdict::Quiet => {
@@ -276,6 +284,13 @@ fn worth_keeping(outcome: Outcome) -> bool {
         outcome,
         Outcome::Succeeded | Outcome::Failed | Outcome::TimedOut | Outcome::OomKilled
     )
+}
+
+/// Whether the task asked for another attempt after one that ended like this, and has the time.
+fn again(job: &Job, finding: &Finding) -> bool {
+    let task = &job.placement.task;
+    let late = task.deadline.is_some_and(|at| at <= Timestamp::now());
+    !late && task.retries_after(finding.outcome, job.placement.attempt)
 }
 
 /// Why a job is over before it began.

@@ -290,14 +290,6 @@ impl<S, H: Clone> Inventory<S, H> {
         self.leased().map(|(_, leased)| leased.deadline).min()
     }
 
-    /// Holders of leases that another incarnation gave.
-    pub(crate) fn of_other_incarnations(&self, incarnation: u32) -> Vec<H> {
-        self.leased()
-            .filter(|(_, leased)| leased.epoch.incarnation() != incarnation)
-            .map(|(_, leased)| leased.holder.clone())
-            .collect()
-    }
-
     /// Everything idle is to be offered again.
     pub(crate) fn forget_offers(&mut self) {
         for entry in self.entries.values_mut() {

@@ -26,7 +26,12 @@ fn main() -> ExitCode {
     let started = WorkerOptions::load(args.config.as_deref())
         .map_err(anyhow::Error::from)
         .and_then(|options| Ok((options, tokio::runtime::Runtime::new()?)));
-    let outcome = started.and_then(|(options, runtime)| runtime.block_on(serve(options)));
+    let outcome = started.and_then(|(options, runtime)| {
+        let outcome = runtime.block_on(serve(options));
+        // A call that blocks for good must not keep the process.
+        runtime.shutdown_background();
+        outcome
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

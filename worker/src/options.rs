@@ -129,6 +129,10 @@ pub struct Timings {
     /// What running tasks may take after the worker was told to stop.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
+    /// How long a worker that was told to stop goes on without NATS, and how much longer than
+    /// `drain` it takes at most, whatever does not answer.
+    #[serde(with = "humantime_serde")]
+    pub unreachable: Duration,
     /// How long a result is tried to be published before its task is left to be delivered again.
     #[serde(with = "humantime_serde")]
     pub publish: Duration,
@@ -140,6 +144,7 @@ impl Default for Timings {
             renew: Duration::from_secs(5),
             heartbeat: Duration::from_secs(5),
             drain: Duration::from_secs(30),
+            unreachable: Duration::from_secs(20),
             publish: Duration::from_secs(300),
         }
     }

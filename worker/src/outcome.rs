@@ -241,7 +241,9 @@ fn failed(at: usize, end: &StepEnd, session: bool) -> Verdict {
                 None if spawn_error.is_empty() => format!("step {at} exited with {}", exit.code),
                 None => format!("step {at} could not be started: {spawn_error}"),
             };
-            Verdict::Finish(Finding::new(Outcome::Failed, how))
+            let mut finding = Finding::new(Outcome::Failed, how);
+            finding.error = not_started(*exit, spawn_error);
+            Verdict::Finish(finding)
         }
         StepEnd::Refused(error) if error.code == ErrorCode::InvalidField => {
             let finding = Finding::new(Outcome::Rejected, format!("step {at} was refused"));
@@ -272,6 +274,18 @@ fn failed(at: usize, end: &StepEnd, session: bool) -> Verdict {
         ),
         StepEnd::FileDone => Verdict::Finish(Finding::new(Outcome::Succeeded, "")),
     }
+}
+
+/// Why a program did not start, as an error: `None` where it did.
+pub(crate) fn not_started(exit: ExitStatus, spawn_error: &str) -> Option<ErrorInfo> {
+    /// What a shell exits with where there is no such program.
+    const NO_PROGRAM: i32 = 127;
+    let code = match exit.code {
+        _ if spawn_error.is_empty() => return None,
+        NO_PROGRAM => ErrorCode::FileNotFound,
+        _ => ErrorCode::PermissionDenied,
+    };
+    Some(ErrorInfo::new(code, spawn_error))
 }
 
 fn out_of_time(at: usize, limit: Limit) -> Finding {

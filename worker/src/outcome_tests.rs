@@ -181,6 +181,12 @@ fn the_evidence_names_the_step_and_the_reason() {
         panic!("it is a result");
     };
     assert!(found.evidence.contains("nosuch"), "{}", found.evidence);
+    let error = found.error.unwrap();
+    assert_eq!(error.code, ErrorCode::FileNotFound);
+    assert_eq!(error.message, "nosuch: not found");
+    let denied = not_started(ExitStatus::code(126), "/etc: not permitted").unwrap();
+    assert_eq!(denied.code, ErrorCode::PermissionDenied);
+    assert_eq!(not_started(ExitStatus::code(127), ""), None);
 }
 
 #[test]

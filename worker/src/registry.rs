@@ -8,7 +8,7 @@ use remuda_lease::{HeartbeatReply, LeaseError, WorkerRecord};
 use remuda_telemetry::{Chain, Readiness};
 use tokio_util::sync::CancellationToken;
 
-use crate::shared::{Shared, Stop};
+use crate::shared::Shared;
 
 /// A heartbeat that was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -108,17 +108,12 @@ impl Registry {
         }
     }
 
-    /// Redis has forgotten what an older incarnation gave out.
+    /// What an older incarnation gave out may be forgotten, or not: the next renewal tells.
     fn adopt(&mut self, incarnation: u32) {
         tracing::info!(incarnation, "incarnation");
         self.shared.set_incarnation(incarnation);
         self.registered = false;
-        let stale = self.shared.herd().of_other_incarnations(incarnation);
-        for holder in stale {
-            if holder.stop(Stop::LeaseLost) {
-                self.shared.metrics.lease_lost();
-            }
-        }
+        self.shared.renew_wake.notify_one();
     }
 
     fn taken(&self, reply: HeartbeatReply) {

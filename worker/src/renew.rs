@@ -58,12 +58,7 @@ async fn renew(shared: &Shared) {
     for batch in leases.chunks(BATCH) {
         // Before the call is sent: Redis cannot have counted from earlier.
         let sent = Instant::now();
-        let incarnation = shared.incarnation();
-        let renewals = match shared
-            .leases
-            .renew(&shared.worker, incarnation, batch)
-            .await
-        {
+        let renewals = match shared.leases.renew(&shared.worker, batch).await {
             Ok(renewals) => renewals,
             Err(error) => {
                 tracing::warn!(error = %Chain(&error), "leases are not renewed");

@@ -121,6 +121,11 @@ async fn what_the_code_does_is_never_blamed_on_the_infrastructure() {
     let missing = fleet.terminal(&missing).await;
     assert_eq!(missing.exit.unwrap().code, 127);
     assert!(missing.evidence.contains("nosuch"), "{}", missing.evidence);
+    for error in [&missing.error, &missing.steps[0].error] {
+        let error = error.as_ref().unwrap();
+        assert_eq!(error.code, ErrorCode::FileNotFound);
+        assert!(error.message.contains("nosuch"), "{error}");
+    }
     assert_eq!(fleet.terminal(&late).await.outcome, Outcome::Expired);
 }
 
@@ -290,6 +295,81 @@ async fn a_sandbox_that_dies_sends_the_task_back() {
     fleet.leased(0).await;
     fleet.warm(1).await;
     assert_eq!(fleet.claim(&task).await.attempt, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_fails_goes_back_as_often_as_it_asked_for() {
+    let fleet = Fleet::start(1).await;
+    let mut task = task(&[&["fake:exit", "3"]]);
+    task.retries = 1;
+    let first = fleet.submit(&task).await;
+    assert_eq!(first.attempt, 1);
+    let requests = fleet.broker.streams().requests.clone();
+    eventually("returned request", LONG, async || {
+        match fleet.unsettled(&requests).await {
+            1 => Ok(()),
+            found => Err(format!("{found} requests")),
+        }
+    })
+    .await
+    .unwrap();
+    fleet.settled().await;
+    assert!(fleet.stored(&task).await.is_none(), "there is no result");
+    fleet.leased(0).await;
+    fleet.warm(1).await;
+    let second = fleet.submit(&task).await;
+    assert_eq!(second.attempt, 2);
+    assert_ne!(second.sandbox.sandbox, first.sandbox.sandbox);
+    let terminal = fleet.terminal(&task).await;
+    assert_eq!((terminal.outcome, terminal.attempt), (Outcome::Failed, 2));
+    assert_eq!(terminal.exit.unwrap().code, 3);
+    assert_eq!(fleet.unsettled(&requests).await, 1, "it did not go back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_starts_again_ends_no_task() {
+    let mut fleet = Fleet::start(1).await;
+    let running = task(&[&["fake:print", "x", "fake:sleep", "3000"]]);
+    let placement = fleet.submit(&running).await;
+    fleet.frames(&running, 1).await;
+    fleet.redis.restart().await.unwrap();
+    // As a dispatcher would.
+    eventually("redis answers again", LONG, async || {
+        match fleet.leases.incarnation().await {
+            Ok(None) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+    .unwrap();
+    let next = fleet.broker.next_incarnation().await.unwrap();
+    assert_eq!(fleet.leases.install_incarnation(next).await.unwrap(), next);
+    let terminal = fleet.terminal(&running).await;
+    assert_eq!(
+        (terminal.outcome, terminal.attempt),
+        (Outcome::Succeeded, 1),
+        "{}",
+        terminal.evidence
+    );
+    fleet.warm(1).await;
+    let after = fleet.claim(&task(&[&["true"]])).await.sandbox.epoch;
+    assert!(after > placement.sandbox.epoch);
+    assert_eq!(after.incarnation(), next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaving_ends_also_where_nats_is_gone_for_good() {
+    let stubborn = Fleet::with(2, |options| {
+        options.timings.drain = Duration::from_secs(3600);
+        options.timings.unreachable = Duration::from_secs(1);
+    });
+    let fleet = Box::pin(stubborn).await;
+    let running = task(&[&["fake:print", "x", "fake:sleep", "600000"]]);
+    fleet.submit(&running).await;
+    fleet.frames(&running, 1).await;
+    fleet.nats.kill().await.unwrap();
+    fleet.shutdown.cancel();
+    assert!(fleet.tasks.wait(LONG).await, "the worker has left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

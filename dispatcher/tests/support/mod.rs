@@ -41,7 +41,7 @@ pub(crate) struct Fleet {
     shutdown: CancellationToken,
     dispatcher: Option<JoinHandle<Result<(), DispatcherError>>>,
     group: TaskGroup,
-    _nats: Server,
+    nats: Option<Server>,
     redis: Option<Server>,
     dir: tempfile::TempDir,
 }
@@ -108,7 +108,7 @@ impl Fleet {
             shutdown: CancellationToken::new(),
             dispatcher: None,
             group: TaskGroup::new(),
-            _nats: nats,
+            nats: Some(nats),
             redis: Some(redis),
             dir,
         };
@@ -138,6 +138,10 @@ impl Fleet {
             .unwrap()
             .unwrap()
             .unwrap();
+    }
+
+    pub(crate) fn kill_nats(&mut self) {
+        self.nats = None;
     }
 
     pub(crate) fn stop_redis(&mut self) {
@@ -329,7 +333,7 @@ fn redis_server(dir: &Path) -> Server {
             "--save",
             "",
             "--appendonly",
-            "no",
+            "yes",
             "--unixsocket",
         ])
         .arg(dir.join("redis.sock"))

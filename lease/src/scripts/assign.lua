@@ -3,7 +3,7 @@
 -- Answers: {'ok'} | {'cancelled'} | {'stale'}
 local worker, id, tenant, run, task = ARGV[1], ARGV[2], ARGV[5], ARGV[6], ARGV[7]
 local record = sandbox_of(id)
-if incarnation() ~= ARGV[3] or not holds(record, worker, ARGV[3], ARGV[4])
+if not holds(record, worker, ARGV[3], ARGV[4])
   or not leased(record, clock()) then
   return { 'stale' }
 end

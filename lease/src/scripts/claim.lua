@@ -8,7 +8,7 @@
 -- The same nonce gets the same grant for as long as it holds.
 local tenant, run, task, pool, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local most, nonce, ttl = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
-local current = incarnation()
+local current = in_force()
 if not current then return { 'no_incarnation' } end
 local now = clock()
 local record = key('task', tenant, task)

@@ -22,6 +22,21 @@ local function incarnation()
   return redis.call('GET', key('incarnation')) or nil
 end
 
+-- Which process answers. One that was started again may have lost what was
+-- written last, and with it a counter that was given out.
+local function server()
+  local info = redis.pcall('INFO', 'server')
+  return type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+end
+
+-- The incarnation that grants may be made under: it was put in force in this
+-- process, so that its counter only ever went up.
+local function in_force()
+  local current = incarnation()
+  if current and redis.call('GET', key('server')) == server() then return current end
+  return nil
+end
+
 -- Whether a worker has been heard of within `ttl` ms.
 local function alive(worker, now, ttl)
   local seen = tonumber(redis.call('ZSCORE', key('workers'), worker) or nil)

@@ -1,15 +1,13 @@
 -- Renews leases of one worker.
--- ARGV: worker, its incarnation, ttl ms, (sandbox, incarnation, counter)...
+-- ARGV: worker, ttl ms, (sandbox, incarnation, counter)...
 -- Answers: for each sandbox in turn 'lost', 'held', or 'held:<task>' where the
 -- task is cancelled
-local worker, own, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local current, now = incarnation(), clock()
+local worker, ttl, now = ARGV[1], tonumber(ARGV[2]), clock()
 local answer = {}
-for i = 4, #ARGV, 3 do
+for i = 3, #ARGV, 3 do
   local id = ARGV[i]
   local record = sandbox_of(id)
-  if current ~= own or not holds(record, worker, ARGV[i + 1], ARGV[i + 2])
-    or not leased(record, now) then
+  if not holds(record, worker, ARGV[i + 1], ARGV[i + 2]) or not leased(record, now) then
     table.insert(answer, 'lost')
   else
     redis.call('HSET', key('sandbox', id), 'until', int(now + ttl))

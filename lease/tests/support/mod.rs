@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 #![allow(dead_code, reason = "every test file uses another part")]
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,17 +20,22 @@ pub(crate) struct Redis {
 impl Redis {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let child = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "no"])
-            .arg("--unixsocket")
-            .arg(dir.path().join("redis.sock"))
-            .arg("--dir")
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed");
+        let child = launch(dir.path(), "no");
         Self { child, dir }
+    }
+
+    /// One that finds its data again.
+    pub(crate) fn start_kept() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let child = launch(dir.path(), "yes");
+        Self { child, dir }
+    }
+
+    /// Ends it as a crash would, and starts it again with its data.
+    pub(crate) fn restart_kept(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = launch(self.dir.path(), "yes");
     }
 
     pub(crate) fn options(&self) -> LeaseOptions {
@@ -56,6 +62,19 @@ impl Redis {
         command.arg(&args[1..]);
         command.query_async(&mut connection).await.unwrap()
     }
+}
+
+fn launch(dir: &Path, kept: &str) -> Child {
+    Command::new("redis-server")
+        .args(["--port", "0", "--save", "", "--appendonly", kept])
+        .arg("--unixsocket")
+        .arg(dir.join("redis.sock"))
+        .arg("--dir")
+        .arg(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server is installed")
 }
 
 impl Drop for Redis {

@@ -38,7 +38,7 @@ pub(crate) struct Fleet {
     pub(crate) fake: FakeBackend,
     pub(crate) worker: WorkerId,
     pub(crate) redis: RedisServer,
-    _nats: NatsServer,
+    pub(crate) nats: NatsServer,
     _config: TempDir,
 }
 
@@ -116,7 +116,7 @@ impl Fleet {
             fake,
             worker: id,
             redis,
-            _nats: nats,
+            nats,
             _config: config,
         };
         fleet.hint(&ControlMessage::Pools).await;
