@@ -8,6 +8,7 @@ use remuda_tests::fleet::{Fleet, default_config};
 use remuda_tests::leftovers::{Seen, cgroups_of, descendants, mounts_beneath};
 use remuda_tests::process::Process;
 use remuda_tests::wait::eventually;
+use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -93,7 +94,10 @@ async fn ctrl_c_leaves_nothing_but_the_data() {
 
 #[tokio::test]
 async fn a_killed_up_takes_everything_with_it_and_can_be_started_again() {
-    let fleet = Fleet::start().await.unwrap();
+    let mut config = default_config();
+    // What runs may go on for this long after the worker was told to end.
+    config["worker"]["timings"]["drain"] = json!("1s");
+    let fleet = Fleet::start_with(config).await.unwrap();
     let run = ["run", "--run", "kept", "--", "echo", "once"];
     assert_eq!(fleet.remuda(run).await.unwrap().text(), "once\n");
     let before = results(&fleet).await;
