@@ -13,10 +13,12 @@ use broker_schema::{
     Blob, Command, Epoch, ErrorCode, Frame, FrameKind, Outcome, Placement, SandboxId, SandboxRef,
     Step, StepKind, TaskRequest, Terminal,
 };
-use common::{LONG, Nats, answer, output, terminal};
+use common::{LONG, Nats, answer, output, sizes, terminal};
 use futures::StreamExt as _;
 use remuda_client::broker::{Broker, Outgoing};
-use remuda_client::{CancelReply, CancelState, Client, ClientError, OutputEvent, Until};
+use remuda_client::{
+    CancelReply, CancelState, Client, ClientError, ClientOptions, OutputEvent, Until,
+};
 use remuda_telemetry::{TaskGroup, TraceHeaders};
 use tokio::time::timeout;
 
@@ -228,6 +230,36 @@ async fn a_lost_request_is_published_again() {
     let terminal = timeout(LONG, submitted.terminal()).await.unwrap().unwrap();
     assert_eq!(terminal.task, submitted.task());
     group.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_to_nobody_fails_in_time_and_names_the_server() {
+    let mut nats = Nats::start().await;
+    let options = ClientOptions {
+        broker: nats.options(),
+        patience: Duration::from_millis(500),
+        ..ClientOptions::new("acme".parse().unwrap(), "run-1".parse().unwrap())
+    };
+    let client = Client::connect(options).await.unwrap();
+    client.broker().ensure_streams(&sizes()).await.unwrap();
+    nats.kill();
+    timeout(LONG, client.broker().lost_for(Duration::from_millis(100)))
+        .await
+        .unwrap();
+    let error = timeout(LONG, client.submit(task(&client)))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.code(), ErrorCode::NatsUnreachable);
+    let text = remuda_telemetry::Chain(&error).to_string();
+    for part in [nats.url().as_str(), "could not be reached", "start it"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    nats.restart().await;
+    assert!(timeout(LONG, client.broker().regained()).await.unwrap());
+    let lost = client.broker().lost_for(Duration::ZERO);
+    assert!(timeout(Duration::from_millis(50), lost).await.is_err());
+    assert!(client.submit(task(&client)).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

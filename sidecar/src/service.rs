@@ -1,5 +1,6 @@
 //! The calls: each passes the epoch gate, then goes to the module that knows.
 
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -12,7 +13,9 @@ use remuda_proto::v1::{
 };
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::task::yield_now;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use crate::command::Command;
@@ -29,6 +32,8 @@ use crate::user::AsUser;
 const TRACE_KEY: &str = "traceparent";
 /// Pieces of output under way per command, 64 KiB each at most.
 const EVENTS_UNDER_WAY: usize = 8;
+/// How long the first event waits for company.
+const TOGETHER: Duration = Duration::from_millis(10);
 const KILL_SECONDS: u64 = 5;
 const SWEEP_SECONDS: u64 = 5;
 const SWEEP_PIECE: usize = 512;
@@ -152,7 +157,7 @@ impl SidecarService {
 
 #[tonic::async_trait]
 impl Sidecar for SidecarService {
-    type ExecuteStream = ReceiverStream<Result<ExecuteEvent, Status>>;
+    type ExecuteStream = Pin<Box<dyn Stream<Item = Result<ExecuteEvent, Status>> + Send>>;
 
     async fn health(&self, _: Request<HealthRequest>) -> Result<Response<HealthResponse>, Status> {
         // A takeover under way holds the gate; its epoch is not in force yet.
@@ -188,11 +193,16 @@ impl Sidecar for SidecarService {
             execute::start(command, &self.around)?
         };
         drop(gate);
-        let (events, receiver) = mpsc::channel(EVENTS_UNDER_WAY);
-        // The channel is empty and its receiver is here.
-        let _sent = events.try_send(Ok(running.started_event()));
+        let (events, mut receiver) = mpsc::channel(EVENTS_UNDER_WAY);
+        let started = running.started_event();
         follow(running, events);
-        let mut response = Response::new(ReceiverStream::new(receiver));
+        // Most commands are over in a moment: all that there is to tell of them
+        // goes out at once, and wakes the worker once.
+        let first = timeout(TOGETHER, receiver.recv()).await.ok().flatten();
+        let beginning = [Some(Ok(started)), first].into_iter().flatten();
+        let beginning = tokio_stream::iter(beginning.collect::<Vec<_>>());
+        let events = beginning.chain(ReceiverStream::new(receiver));
+        let mut response = Response::new(Box::pin(events) as Self::ExecuteStream);
         if let Some(trace) = trace {
             response.metadata_mut().insert(TRACE_KEY, trace);
         }

@@ -86,6 +86,16 @@ pub enum BrokerError {
         #[source]
         source: Cause,
     },
+    #[error(
+        "nats-server at {url} could not be reached for {waited:?}, the message to {subject} may not be stored: start it, or mend the network"
+    )]
+    Unreachable {
+        url: String,
+        subject: String,
+        waited: Duration,
+        #[source]
+        source: Cause,
+    },
     #[error("the message to {subject} has {size} bytes, more than the stream or server takes")]
     TooLarge { subject: String, size: usize },
     #[error("the stream behind {subject} is full: {detail}")]
@@ -140,6 +150,7 @@ impl BrokerError {
             | Self::Stream { .. }
             | Self::Consumer { .. }
             | Self::Publish { .. }
+            | Self::Unreachable { .. }
             | Self::Read { .. }
             | Self::Acknowledge { .. }
             | Self::Subscribe { .. }
@@ -165,6 +176,7 @@ impl BrokerError {
                 | Self::Stream { .. }
                 | Self::Consumer { .. }
                 | Self::Publish { .. }
+                | Self::Unreachable { .. }
                 | Self::Read { .. }
                 | Self::Acknowledge { .. }
                 | Self::Subscribe { .. }

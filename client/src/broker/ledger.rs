@@ -44,8 +44,13 @@ impl Ledger {
         self.outstanding
     }
 
-    /// The pull that is to be sent now, if any.
+    /// The pull that is to be sent now, if any: none while half of what is
+    /// wanted may still come without being asked for, so that a message does
+    /// not cost a request of its own.
     pub(crate) fn due(&self) -> Option<Pull> {
+        if self.outstanding > self.wanted / 2 {
+            return None;
+        }
         let batch = self.wanted.saturating_sub(self.outstanding).min(MAX_BATCH);
         (batch > 0).then_some(Pull {
             generation: self.generation,

@@ -95,8 +95,22 @@ impl Broker {
                 Err(fate) => fate,
             };
             if !fate.passes() || !pauses.pause().await {
-                return Err(fate.into_error(&ready.subject, ready.payload.len(), since.elapsed()));
+                return Err(self.failed(fate, &ready, since));
             }
+        }
+    }
+
+    /// The error of a message that was given up on.
+    fn failed(&self, fate: Fate, ready: &Ready, since: Instant) -> BrokerError {
+        let waited = since.elapsed();
+        match fate {
+            Fate::Again(source) if !self.connected() => BrokerError::Unreachable {
+                url: self.url().to_owned(),
+                subject: ready.subject.to_string(),
+                waited,
+                source,
+            },
+            fate => fate.into_error(&ready.subject, ready.payload.len(), waited),
         }
     }
 
