@@ -1,17 +1,20 @@
 //! From the command line to a client of the fleet.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use broker_schema::RunId;
-use remuda_client::broker::{BrokerError, BrokerOptions};
+use remuda_client::broker::{Broker, BrokerError, BrokerOptions};
 use remuda_client::{Client, ClientError, ClientOptions};
 
 use crate::failure::Failure;
 use crate::fleet::Fleet;
 use crate::globals::Globals;
+use crate::out;
 
 /// How long a server that `remuda up` starts again may be away.
 const RESTART_PATIENCE: Duration = Duration::from_secs(10);
+/// A loss that is over sooner is not worth a word.
+const LOSS_PATIENCE: Duration = Duration::from_secs(5);
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 
 /// Connects for one run.
@@ -35,8 +38,32 @@ pub(crate) async fn client(globals: &Globals, run: RunId) -> Result<Client, Fail
             {
                 tokio::time::sleep(TRY_AGAIN).await;
             }
-            connected => return connected.map_err(|error| failure(&error)),
+            Ok(client) => {
+                let watch = tell_losses(client.broker().clone());
+                let _watch = remuda_telemetry::task::spawn("connection", watch);
+                return Ok(client);
+            }
+            Err(error) => return Err(failure(&error)),
         }
+    }
+}
+
+/// Says that the fleet cannot be reached and since when, once for each time, and that it can be
+/// again. What waits goes on waiting: what was accepted is not lost.
+async fn tell_losses(broker: Broker) {
+    loop {
+        broker.lost_for(LOSS_PATIENCE).await;
+        let since = SystemTime::now() - LOSS_PATIENCE;
+        out::note(format_args!(
+            "remuda: no connection to nats-server at {} since {}: still waiting, what was \
+             accepted is kept",
+            broker.url(),
+            humantime::format_rfc3339_seconds(since)
+        ));
+        if !broker.regained().await {
+            return;
+        }
+        out::note("remuda: connected again");
     }
 }
 
