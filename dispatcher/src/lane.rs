@@ -19,6 +19,7 @@ use crate::fleet::Fleet;
 use crate::intake;
 use crate::place::Job;
 use crate::queue::Ticket;
+use crate::stray;
 
 /// A place in a lane's window. Dropped, it lets the lane fetch another request.
 #[derive(Debug)]
@@ -84,22 +85,21 @@ async fn stored(fleet: &Fleet) -> Vec<(TenantId, PoolId)> {
         .broker
         .subject_counts(&fleet.broker.streams().requests, &subjects.requests())
         .await;
-    match counts {
-        Ok(counts) => counts
-            .keys()
-            .filter_map(|subject| {
-                if let Some(ParsedSubject::Request { tenant, pool }) = subjects.parse(subject) {
-                    return Some((tenant, pool));
-                }
-                tracing::debug!(subject, "requests under a subject that is no lane");
-                None
-            })
-            .collect(),
+    let counts = match counts {
+        Ok(counts) => counts,
         Err(error) => {
             tracing::debug!(error = %Chain(&error), "lanes cannot be looked up");
-            Vec::new()
+            return Vec::new();
+        }
+    };
+    let mut lanes = Vec::new();
+    for subject in counts.keys() {
+        match subjects.parse(subject) {
+            Some(ParsedSubject::Request { tenant, pool }) => lanes.push((tenant, pool)),
+            _ => stray::sweep(fleet, subject).await,
         }
     }
+    lanes
 }
 
 /// Pulls one lane until told to stop.

@@ -16,6 +16,7 @@ mod progress;
 mod queue;
 mod reaper;
 mod registry;
+mod stray;
 mod terminals;
 
 pub use app::{readiness, run, run_with};
