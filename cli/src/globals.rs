@@ -7,9 +7,12 @@ Exit status:
   0    done
   1    failed; standard error tells what, its code and the mend
   2    the command line makes no sense
+  130  told to stop, twice or before there was anything to wait for
   `remuda run` exits as its command does, and with
   124  timed out
   125  not the command's doing: rejected, cancelled, expired, or the infrastructure
+  126  the command is there and cannot be run
+  127  there is no such command
   137  out of memory
   128+n  ended by signal n";
 

@@ -42,9 +42,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::because("the runtime cannot be started", &error))?
-        .block_on(commands::run(cli))
+        .map_err(|error| Failure::because("the runtime cannot be started", &error))?;
+    let ended = runtime.block_on(commands::run(cli));
+    // A call that blocks for good must not keep the process.
+    runtime.shutdown_background();
+    ended
 }

@@ -28,7 +28,7 @@ pub(crate) enum Command {
     Results(results::Args),
     Cancel(cancel::Args),
     /// Keeps a sandbox across commands
-    #[command(subcommand)]
+    #[command(subcommand, after_help = session::EXAMPLE)]
     Session(session::Command),
     /// Shows workers, pools and leases
     Ps(ps::Args),

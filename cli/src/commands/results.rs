@@ -10,9 +10,15 @@ use crate::failure::Failure;
 use crate::globals::Globals;
 use crate::out;
 
+const EXAMPLES: &str = "\
+Examples:
+  remuda results first | jq -r .outcome
+  remuda results first --follow --from 1001";
+
 /// Prints the results of a run, one JSON object a line, each with the sequence
 /// to go on from.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The run's name
     run: RunId,

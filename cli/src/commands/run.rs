@@ -16,8 +16,15 @@ use crate::live;
 use crate::out;
 use crate::task_file::millis;
 
+const EXAMPLES: &str = "\
+Examples:
+  remuda run -- python3 -c 'print(6 * 7)'
+  remuda run --timeout 5m -e SEED=7 -f ./test.py:test.py -- python3 test.py
+  echo hello | remuda run -- wc -c";
+
 /// Runs a command in a fresh sandbox, its output and exit status ours.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The pool whose sandbox it gets
     #[arg(

@@ -16,6 +16,13 @@ use crate::failure::{Failure, exit};
 use crate::globals::Globals;
 use crate::out;
 
+pub(super) const EXAMPLE: &str = "\
+Example:
+  session=$(remuda session open)
+  remuda session exec \"$session\" -- sh -c 'echo 1 > kept'
+  remuda session exec \"$session\" -- cat kept
+  remuda session close \"$session\"";
+
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Leases a sandbox and prints the session that exec and close take

@@ -23,7 +23,19 @@ pub(crate) enum Command {
     Submit(Args),
 }
 
+const EXAMPLE: &str = "\
+Example of a file:
+  name: greet
+  timeout: 10s
+  retries: 2           # further attempts, each in a fresh sandbox
+  steps:
+    - {type: FilePatch, path: hello.py, content: \"print('hi')\"}
+    - {type: Command, command: [python3, hello.py]}
+
+Exits with 1 unless every task succeeds.";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub(crate) struct Args {
     /// The file; - is standard input
     file: PathBuf,
