@@ -52,7 +52,8 @@ impl Registry {
                 () = self.shared.registry_wake.notified() => {}
             }
             let beat = self.beat().await;
-            readiness.set("redis", beat.is_ok());
+            // One that leaves takes nothing.
+            readiness.set("redis", beat.is_ok() && !self.shared.draining());
             readiness.set("nats", self.shared.broker.connected());
             if let Err(error) = beat {
                 tracing::warn!(error = %Chain(&error), "no heartbeat");
