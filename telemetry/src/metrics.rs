@@ -15,7 +15,7 @@ const SECONDS: [f64; 21] = [
     5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
 ];
 
-/// The one meter of a Remuda process, for what the helpers below do not cover.
+/// The one meter of a Remuda process, for what the functions below do not cover.
 pub fn meter() -> Meter {
     opentelemetry::global::meter("remuda")
 }

@@ -2,7 +2,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    reason = "helpers of a test fail as the test does"
+    reason = "what tests share fails as they do"
 )]
 
 use std::borrow::Cow;

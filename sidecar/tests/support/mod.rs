@@ -1,6 +1,6 @@
 //! Runs the real binary as an ordinary process over a socketpair.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests panic as the tests do")]
+#![allow(clippy::unwrap_used, reason = "what tests share panics as they do")]
 #![allow(
     dead_code,
     unreachable_pub,

@@ -3,7 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "helpers of tests, where clippy's own exception does not reach"
+    reason = "what tests share, where clippy's own exception does not reach"
 )]
 
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    reason = "helpers of tests, where clippy's own exception does not reach"
+    reason = "what tests share, where clippy's own exception does not reach"
 )]
 
 use std::time::Duration;
