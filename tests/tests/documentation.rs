@@ -1,5 +1,4 @@
 //! Every command and program that the documentation shows runs as written.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::process::Command;
 
@@ -38,14 +37,11 @@ async fn the_first_use_of_the_readme_runs() {
     std::fs::create_dir(&folder).unwrap();
     let tools = workspace().join(".remuda/tools/bin");
     let path = [profile_dir().unwrap(), tools].map(|folder| folder.display().to_string());
+    let script = format!("PATH={}:$PATH\n{}", path.join(":"), rest.join("\n"));
     let mut shell = Command::new("bash");
     shell
-        .args(["-euc", &rest.join("\n")])
+        .args(["-euc", &script])
         .current_dir(&folder)
-        .env(
-            "PATH",
-            format!("{}:{}", path.join(":"), std::env::var("PATH").unwrap()),
-        )
         .env("REMUDA_NATS", fleet.nats())
         .env("REMUDA_REDIS", fleet.redis());
     let finished = finish(shell).await.unwrap();
