@@ -27,11 +27,7 @@ pub(crate) fn status(terminal: &Terminal, command: usize) -> u8 {
 pub(crate) fn tell(terminal: &Terminal) -> Option<String> {
     let step_error = terminal.steps.iter().find_map(|step| step.error.as_ref());
     let error = terminal.error.as_ref().or(step_error);
-    let silent = match terminal.outcome {
-        Outcome::Succeeded => true,
-        Outcome::Failed => !may_not_have_started(terminal),
-        _ => false,
-    };
+    let silent = matches!(terminal.outcome, Outcome::Succeeded | Outcome::Failed);
     let text = match error {
         Some(info) => {
             let field = info.field.as_ref().map(|field| format!("{field}: "));
@@ -47,13 +43,6 @@ pub(crate) fn tell(terminal: &Terminal) -> Option<String> {
     };
     // Evidence and messages may quote what the sandboxed code said.
     Some(text.chars().filter(|c| !c.is_control()).collect())
-}
-
-/// A program that could not be started said nothing about it itself.
-fn may_not_have_started(terminal: &Terminal) -> bool {
-    let quiet = |step: &StepResult| step.stdout.bytes == 0 && step.stderr.bytes == 0;
-    let last = terminal.steps.last();
-    last.is_some_and(|step| matches!(step.exit.code, 126 | 127) && quiet(step))
 }
 
 /// What of the output was beyond the limit, and so was dropped.
@@ -157,14 +146,6 @@ mod tests {
     fn what_is_told() {
         assert_eq!(tell(&terminal(Outcome::Succeeded, &[0])), None);
         assert_eq!(tell(&terminal(Outcome::Failed, &[3])), None);
-        let mut missing = terminal(Outcome::Failed, &[0, 127]);
-        missing.evidence = "step 1 could not be started: x: not found".into();
-        assert_eq!(
-            tell(&missing).as_deref(),
-            Some("error: failed: step 1 could not be started: x: not found")
-        );
-        missing.steps[1].stderr.bytes = 1;
-        assert_eq!(tell(&missing), None, "a shell has said it");
         let mut rejected = terminal(Outcome::Rejected, &[]);
         rejected.error =
             Some(ErrorInfo::new(ErrorCode::UnknownPool, "no pool \"x\"\u{7}").at("pool"));
