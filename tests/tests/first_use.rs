@@ -103,9 +103,24 @@ async fn the_exit_status_is_the_command_s() {
     let cases: [(&[&str], &[&str], i32, &str); 8] = [
         (&[], &["true"], 0, ""),
         (&[], &["sh", "-c", "exit 3"], 3, ""),
-        (&[], &["no-such-program"], 127, "could not be started: "),
-        (&[], &["/etc/passwd"], 126, "could not be started: "),
-        (&[], &["/usr"], 126, "could not be started: "),
+        (
+            &[],
+            &["no-such-program"],
+            127,
+            "no-such-program: not found, or its interpreter is not [file_not_found]",
+        ),
+        (
+            &[],
+            &["/etc/passwd"],
+            126,
+            "/etc/passwd: Permission denied [permission_denied]",
+        ),
+        (
+            &[],
+            &["/usr"],
+            126,
+            "/usr: Permission denied [permission_denied]",
+        ),
         (&[], &["sh", "-c", "kill -9 $$"], 137, ""),
         (
             &["--timeout", "300ms"],

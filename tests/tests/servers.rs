@@ -39,7 +39,8 @@ async fn a_server_that_is_missing_is_named_with_its_address_and_the_mend() {
         let mut command = remuda().unwrap();
         command
             .args(args)
-            .args(["--nats", &nats, "--redis", &redis]);
+            .env("REMUDA_NATS", &nats)
+            .env("REMUDA_REDIS", &redis);
         let finished = finish(command).await.unwrap();
         assert_eq!(finished.code(), status, "{args:?}: {finished:?}");
         for told in [server, &address, code] {
@@ -107,7 +108,10 @@ async fn a_server_that_is_too_old_is_told_with_both_versions() {
 async fn start() -> Fleet {
     let mut config = default_config();
     config["pools"][0]["max"] = json!(8);
-    config["dispatcher"] = json!({"redis": {"ttl": "6s"}});
+    config["dispatcher"] = json!({
+        "redis": {"ttl": "6s"},
+        "timings": {"publish": "3s"},
+    });
     config["worker"] = json!({
         "redis": {"ttl": "6s"},
         "timings": {"renew": "1s", "heartbeat": "1s"},
