@@ -259,4 +259,19 @@ mod tests {
         assert_eq!(backoff(u32::MAX, 1.0), Duration::from_secs(5));
         assert!(backoff(3, 0.3) < backoff(4, 0.3));
     }
+
+    #[test]
+    fn retries_do_not_use_up_what_faults_may() {
+        let ids = ["t", "r", "p"].map(str::to_owned);
+        let mut request = TaskRequest::new(
+            ids[0].parse().unwrap(),
+            ids[1].parse().unwrap(),
+            ids[2].parse().unwrap(),
+            Vec::new(),
+        );
+        assert_eq!(attempt_limit(4, &request), 4);
+        request.retries = 10;
+        assert_eq!(attempt_limit(4, &request), 14);
+        assert_eq!(attempt_limit(u32::MAX, &request), u32::MAX);
+    }
 }

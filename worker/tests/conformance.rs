@@ -97,7 +97,8 @@ async fn a_missing_program_is_127(world: &World) {
     let sandbox = world.sandbox().await;
     let ran = sandbox.run(vec!["no-such-program".into()]).await;
     assert_eq!(ran.exit.code, 127);
-    assert!(!ran.exit.spawn_error.is_empty());
+    let why = &ran.exit.spawn_error;
+    assert!(why.contains("no-such-program"), "{why}");
     sandbox.destroy().await;
 }
 
