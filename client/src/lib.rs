@@ -22,3 +22,8 @@ pub use output::OutputStream;
 pub use reassemble::OutputEvent;
 pub use session::Session;
 pub use submit::Submitted;
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

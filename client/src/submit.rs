@@ -5,7 +5,8 @@ use broker_schema::digest::sha256_hex;
 use broker_schema::event::LaneHint;
 use broker_schema::{ErrorCode, ErrorInfo, Invalid, TaskId, TaskRequest, Terminal};
 use bytes::Bytes;
-use remuda_telemetry::{Chain, TraceHeaders};
+use remuda_telemetry::{Chain, TraceHeaders, propagate};
+use tracing::Instrument as _;
 
 use crate::broker::{BrokerError, Outgoing, PubAck};
 use crate::client::Client;
@@ -37,9 +38,11 @@ impl Submitted {
     /// Waits for the terminal: by its live copy, else by looking for it. The
     /// request is published again, under its id, for as long as there is none.
     /// Waits without a bound of its own; dropping the future loses nothing.
-    #[tracing::instrument(skip_all, fields(task = %self.task()))]
     pub async fn terminal(&mut self) -> Result<Terminal, ClientError> {
-        self.tracked.terminal().await
+        let span = tracing::info_span!("terminal", task = %self.task());
+        // Waiting belongs to the trace of what is waited for, whoever waits.
+        propagate::set_parent(&span, self.tracked.trace());
+        self.tracked.terminal().instrument(span).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use broker_schema::{RunId, TaskId, TenantId, Terminal};
-use remuda_telemetry::Chain;
+use remuda_telemetry::{Chain, TraceHeaders};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -74,6 +74,11 @@ impl Tracked {
 
     pub(crate) fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The span that published it.
+    pub(crate) fn trace(&self) -> &TraceHeaders {
+        &self.outgoing.trace
     }
 
     pub(crate) async fn publish(&self, patience: Duration) -> Result<PubAck, ClientError> {

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use broker_schema::{RequestLimits, TaskRequest, codec};
 use remuda_tests::binaries::{profile_dir, workspace};
 use remuda_tests::docs::snippet;
 use remuda_tests::fleet::{Fleet, finish};
@@ -55,4 +56,12 @@ async fn the_first_use_of_the_readme_runs() {
     let printed = finished.text();
     assert!(printed.starts_with("42\n"), "{printed}");
     assert!(printed.contains(r#""outcome":"failed""#), "{printed}");
+}
+
+#[test]
+fn the_requests_of_the_protocol_page_are_requests() {
+    let text = snippet("docs/protocol.md", "A task", "json").unwrap();
+    let request: TaskRequest = codec::decode(text.as_bytes(), codec::Format::Json).unwrap();
+    request.validate(&RequestLimits::default()).unwrap();
+    assert_eq!(request.steps.len(), 3);
 }

@@ -138,6 +138,15 @@ mod tests {
     }
 
     #[test]
+    fn the_pools_of_the_operations_page_are_pools() {
+        let page = include_str!("../../../docs/operations.md");
+        let text = page.split("```yaml\n").nth(1).unwrap();
+        let text = text.split("```").next().unwrap();
+        let config: Config = task_file::single("operations.md", text).unwrap();
+        assert_eq!(shape(&config.pools), [("default", 16, 64)]);
+    }
+
+    #[test]
     fn more_warm_than_may_be_is_refused() {
         let error = pools(vec![], &args(None, Some(3), Some(2))).unwrap_err();
         assert!(
