@@ -197,10 +197,12 @@ async fn quiet(fleet: &Fleet) {
 
 async fn loses(part: &'static str) -> Vec<Terminal> {
     let fleet = start().await;
+    let before = fleet.pid(part).unwrap();
     let terminals = under_load(&fleet, part, async |fleet| {
         fleet.kill(part).unwrap();
     })
     .await;
+    fleet.started_again(part, before).await.unwrap();
     assert!(fleet.stop().await.unwrap().success());
     terminals
 }
@@ -232,8 +234,13 @@ async fn a_lost_worker_costs_no_task() {
 async fn a_flushed_redis_costs_no_task() {
     let fleet = start().await;
     under_load(&fleet, "flushed", async |fleet| {
+        let rest = fleet.redis().strip_prefix("redis://:").unwrap();
+        let (password, address) = rest.split_once('@').unwrap();
+        let (host, port) = address.split_once(':').unwrap();
         let mut command = std::process::Command::new("redis-cli");
-        command.args(["--no-auth-warning", "-u", fleet.redis(), "FLUSHALL"]);
+        command
+            .args(["-h", host, "-p", port, "FLUSHALL"])
+            .env("REDISCLI_AUTH", password);
         let finished = finish(command).await.unwrap();
         assert_eq!(finished.text().trim(), "OK", "{finished:?}");
     })
