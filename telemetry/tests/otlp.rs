@@ -1,9 +1,6 @@
 //! A collector on loopback receives one whole trace and a counter.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "what tests share fails as they do"
-)]
+#![expect(clippy::unwrap_used, reason = "what tests share fails as they do")]
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,9 +1,6 @@
 //! The three pages of a daemon that exports nothing, read over a plain connection.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "what tests share fails as they do"
-)]
+#![expect(clippy::unwrap_used, reason = "what tests share fails as they do")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
