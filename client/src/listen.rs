@@ -97,7 +97,7 @@ impl Listeners {
         runs.insert(run.clone(), Arc::clone(&listener));
         drop(runs);
         let subjects = subjects.clone();
-        let _handle = self.tasks.spawn("live terminals", async move {
+        let _handle = self.tasks.spawn_apart("live terminals", async move {
             let hand_out = async {
                 while let Some(message) = subscriber.next().await {
                     deliver(&subjects, &slots, &message);

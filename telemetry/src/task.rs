@@ -23,7 +23,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    start(name, future, ())
+    start(name, future, (), tracing::Span::current())
 }
 
 /// Tasks that are stopped and waited for together. Clones are the same group.
@@ -65,8 +65,26 @@ impl TaskGroup {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        self.start(name, future, tracing::Span::current())
+    }
+
+    /// The same outside the caller's span, for what outlives it: a span is not over, and is not
+    /// exported, while a task runs in it.
+    pub fn spawn_apart<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.start(name, future, tracing::Span::none())
+    }
+
+    fn start<F>(&self, name: &'static str, future: F, span: tracing::Span) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
         let around: Vec<Membership> = self.members.iter().map(|group| group.enter(name)).collect();
-        start(name, future, (self.own.enter(name), around))
+        start(name, future, (self.own.enter(name), around), span)
     }
 
     /// How many tasks have not ended, those of inner groups included.
@@ -160,7 +178,12 @@ impl Drop for Membership {
     }
 }
 
-fn start<F, G>(name: &'static str, future: F, membership: G) -> JoinHandle<F::Output>
+fn start<F, G>(
+    name: &'static str,
+    future: F,
+    membership: G,
+    span: tracing::Span,
+) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
@@ -182,7 +205,7 @@ where
         clippy::disallowed_methods,
         reason = "the one place that starts tasks; everything else goes through it"
     )]
-    tokio::spawn(watched.in_current_span())
+    tokio::spawn(watched.instrument(span))
 }
 
 /// What a panic said, for a log line. Payloads other than text say nothing.
