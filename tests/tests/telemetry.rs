@@ -156,11 +156,17 @@ async fn one_task_is_one_trace_from_the_client_to_the_command() {
     assert!(fleet.stop().await.unwrap().success());
 
     let traces = collector.traces_of(task);
-    assert_eq!(traces.len(), 1, "{:?}", traces.values());
+    assert_eq!(
+        traces.len(),
+        1,
+        "{:?}",
+        traces.values().map(Vec::len).collect::<Vec<_>>()
+    );
     let spans = traces.into_values().next().unwrap();
+    let names: Vec<&str> = spans.iter().map(|seen| &*seen.span.name).collect();
     let one = |name: &str| -> &Seen {
         let named: Vec<&Seen> = spans.iter().filter(|seen| seen.span.name == name).collect();
-        assert_eq!(named.len(), 1, "{name} in {spans:?}");
+        assert_eq!(named.len(), 1, "{name} in {names:?}");
         named[0]
     };
     // Who, and beneath whom.
