@@ -110,17 +110,12 @@ pub(super) struct SessionStep {
 }
 
 impl SessionStep {
-    pub(super) fn open(
-        address: Address,
-        split: Split,
-    ) -> impl Future<Output = anyhow::Result<Self>> + Send {
-        async move {
-            let client = address.connect().await?;
-            let session = client
-                .open_session(&pool()?, SessionOptions::default())
-                .await?;
-            Ok(Self { session, split })
-        }
+    pub(super) async fn open(address: Address, split: Split) -> anyhow::Result<Self> {
+        let client = address.connect().await?;
+        let session = client
+            .open_session(&pool()?, SessionOptions::default())
+            .await?;
+        Ok(Self { session, split })
     }
 }
 
