@@ -204,7 +204,8 @@ async fn a_batch_ends_each_task_once_and_its_results_can_be_read_again() {
         for n in 0..*count {
             let tag = format!("{kind}-{n}");
             let line = json!({"tag": tag, "command": command, "env": {"TAG": tag}});
-            text += &format!("{line}\n");
+            text += &line.to_string();
+            text.push('\n');
         }
     }
     let file = fleet.data().join("tasks.jsonl");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use broker_schema::{Outcome, Step, TaskId, Terminal};
 use futures::StreamExt as _;
 use remuda_client::{Client, ClientError, Until};
+use remuda_telemetry::task;
 use remuda_tests::fleet::{Fleet, default_config, finish, remuda};
 use remuda_tests::port::Port;
 use remuda_tests::wait::eventually;
@@ -59,7 +60,7 @@ async fn a_server_that_is_missing_is_named_with_its_address_and_the_mend() {
 async fn old_server() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
+    let _serving = task::spawn("old server", async move {
         while let Ok((socket, _)) = listener.accept().await {
             let mut socket = BufReader::new(socket);
             let info = json!({

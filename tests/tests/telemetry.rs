@@ -21,6 +21,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use remuda_telemetry::task;
 use remuda_tests::fleet::{Fleet, default_config};
 use remuda_tests::wait::eventually;
 use serde_json::json;
@@ -78,11 +79,12 @@ impl Seen {
 }
 
 impl Collector {
-    async fn start() -> (Self, String) {
+    fn start() -> (Self, String) {
         let collector = Self::default();
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let endpoint = format!("http://{}", incoming.local_addr().unwrap());
-        tokio::spawn(
+        let _serving = task::spawn(
+            "collector",
             tonic::transport::Server::builder()
                 .add_service(TraceServiceServer::new(collector.clone()))
                 .add_service(MetricsServiceServer::new(collector.clone()))
@@ -139,7 +141,7 @@ impl Collector {
 
 #[tokio::test]
 async fn one_task_is_one_trace_from_the_client_to_the_command() {
-    let (collector, endpoint) = Collector::start().await;
+    let (collector, endpoint) = Collector::start();
     let mut config = default_config();
     let telemetry = json!({"otlp_endpoint": endpoint});
     config["dispatcher"]["telemetry"] = telemetry.clone();
