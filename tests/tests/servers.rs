@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use broker_schema::{Outcome, Step, TaskId, Terminal};
+use broker_schema::{Outcome, SessionOptions, Step, TaskId, Terminal};
 use futures::StreamExt as _;
 use remuda_client::{Client, ClientError, Until};
 use remuda_telemetry::task;
@@ -257,7 +257,7 @@ async fn a_session_outlives_its_nats_server_and_dispatcher() {
     let client = fleet.client("session").await.unwrap();
     let pool = "default".parse().unwrap();
     let session = client
-        .open_session(&pool, Default::default())
+        .open_session(&pool, SessionOptions::default())
         .await
         .unwrap();
     let shell = |script: &str| vec![Step::command(["sh", "-c", script])];
