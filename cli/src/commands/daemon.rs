@@ -72,6 +72,9 @@ fn telemetry(
     Ok(telemetry)
 }
 
+/// Signals this close to the first are no second one.
+const SAME_SIGNAL: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Cancelled by the first signal; the second ends the process.
 fn shutdown() -> Result<CancellationToken, Failure> {
     let token = CancellationToken::new();
@@ -80,7 +83,15 @@ fn shutdown() -> Result<CancellationToken, Failure> {
     let _watch = remuda_telemetry::task::spawn("signals", async move {
         stop.told().await;
         told.cancel();
-        stop.told().await;
+        // When a parent with several threads is killed, the kernel signals its children once
+        // for each thread: that is one signal still.
+        let together = tokio::time::Instant::now() + SAME_SIGNAL;
+        loop {
+            stop.told().await;
+            if tokio::time::Instant::now() >= together {
+                break;
+            }
+        }
         out::note("told again: ending at once");
         std::process::exit(exit::INTERRUPTED.into());
     });
