@@ -11,6 +11,10 @@ use broker_schema::{Priority, RunId, TaskId, TenantId, Timestamp};
 /// Picks out of twelve for high, normal and low where all three wait.
 const WEIGHTS: [i64; 3] = [8, 3, 1];
 
+/// A level that was passed over so often goes next, whatever the others are owed: what one owes
+/// from a time when others waited must not add up to a longer wait than a whole round.
+const MOST_PASSED_OVER: u32 = 11;
+
 /// Where an entry stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ticket {
@@ -28,6 +32,8 @@ pub(crate) struct FairQueue<T> {
     levels: [Level<T>; 3],
     /// Smooth weighted turns: the level that is owed most goes next.
     owed: [i64; 3],
+    /// How many picks in a row went to others while this level waited.
+    passed_over: [u32; 3],
     by_sequence: HashMap<u64, Ticket>,
     by_task: HashMap<(TenantId, TaskId), BTreeSet<u64>>,
     by_deadline: BTreeSet<(Timestamp, u64)>,
@@ -40,6 +46,7 @@ impl<T> Default for FairQueue<T> {
         Self {
             levels: [Turns::default(), Turns::default(), Turns::default()],
             owed: [0; 3],
+            passed_over: [0; 3],
             by_sequence: HashMap::new(),
             by_task: HashMap::new(),
             by_deadline: BTreeSet::new(),
@@ -128,10 +135,16 @@ impl<T> FairQueue<T> {
                 0
             };
         }
-        let chosen = waiting
-            .into_iter()
-            .max_by_key(|&i| (self.owed[i], std::cmp::Reverse(i)))?;
+        let overdue = |i: &usize| self.passed_over[*i] >= MOST_PASSED_OVER;
+        let chosen = waiting.iter().copied().max_by_key(|i| {
+            let first_of_equals = std::cmp::Reverse(*i);
+            (overdue(i), self.owed[*i], first_of_equals)
+        })?;
         self.owed[chosen] -= total;
+        for (i, passed_over) in self.passed_over.iter_mut().enumerate() {
+            let waits = i != chosen && waiting.contains(&i);
+            *passed_over = if waits { *passed_over + 1 } else { 0 };
+        }
         Some(chosen)
     }
 

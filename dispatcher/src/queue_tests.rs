@@ -110,6 +110,8 @@ fn entry() -> impl Strategy<Value = (Priority, u8, u8)> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
     /// Everything comes out once, within a run in order, and nobody waits for more than the
     /// others' shares: among tenants that wait at one priority, counts differ by at most one.
     #[test]

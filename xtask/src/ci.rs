@@ -132,7 +132,7 @@ pub(crate) fn test(workspace: &Workspace, args: &[String]) -> anyhow::Result<()>
     let outcome = shell::run(
         cargo(workspace)?
             .env("REMUDA_SIDECAR", &sidecar)
-            .args(["test", "--workspace", "--locked"])
+            .args(["test", "--workspace", "--locked", "--no-fail-fast"])
             .args(args),
     );
     // The tests of the sidecar's package leave their own, dynamic build there.
