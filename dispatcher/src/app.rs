@@ -74,6 +74,7 @@ pub async fn run_with(
         lease,
         options,
         readiness,
+        leaving: shutdown.clone(),
     });
     fleet.bootstrap().await?;
     serve(fleet, shutdown).await

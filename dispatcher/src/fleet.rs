@@ -12,6 +12,7 @@ use bytes::Bytes;
 use remuda_client::broker::{Broker, BrokerError, Gate, Outgoing};
 use remuda_lease::LeaseStore;
 use remuda_telemetry::{Readiness, TaskGroup, TraceHeaders};
+use tokio_util::sync::CancellationToken;
 
 use crate::app::{PART_NATS, PART_REDIS};
 use crate::error::DispatcherError;
@@ -31,6 +32,8 @@ pub(crate) struct Fleet {
     pub(crate) limits: RequestLimits,
     pub(crate) metrics: Metrics,
     pub(crate) readiness: Readiness,
+    /// Cancelled once this dispatcher is told to stop: it is never ready again.
+    pub(crate) leaving: CancellationToken,
     pub(crate) held: HeldSet,
     pub(crate) group: TaskGroup,
 }
@@ -137,7 +140,8 @@ impl Fleet {
                 "redis cannot be used: start it, or mend the network; trying again"
             );
         }
-        self.readiness.set(PART_NATS, nats);
+        self.readiness
+            .set(PART_NATS, nats && !self.leaving.is_cancelled());
         self.readiness.set(PART_REDIS, redis.is_ok());
     }
 }
