@@ -130,7 +130,11 @@ impl World {
         match self.kind {
             Kind::Fake => {
                 let request = sandbox.request(argv(&["fake:die"]));
-                let _ = sandbox.inner.execute(request, &sandbox.trace).await;
+                // Listened to until it is gone: dropping it would kill the command first.
+                let events = sandbox.inner.execute(request, &sandbox.trace).await;
+                if let Ok(mut events) = events {
+                    while events.next().await.is_ok() {}
+                }
             }
             Kind::Local => {
                 let pid = sandbox.inner.pid().unwrap();
