@@ -223,6 +223,10 @@ pub fn lane_consumer(
     }
 }
 
+/// Placements that a worker is done with and has yet to acknowledge, at most: it does that a few
+/// at a time.
+const SETTLING: i64 = 64;
+
 /// One worker's consumer of its placements.
 pub fn worker_consumer(subjects: &Subjects, worker: &WorkerId, slots: usize) -> ConsumerDef {
     ConsumerDef {
@@ -230,7 +234,7 @@ pub fn worker_consumer(subjects: &Subjects, worker: &WorkerId, slots: usize) -> 
         durable: format!("worker-{worker}"),
         filter: subjects.placements_of(worker),
         ack_wait: PLACEMENT_ACK_WAIT,
-        max_ack_pending: slots.max(1) as i64 * 2,
+        max_ack_pending: slots.max(1) as i64 * 2 + SETTLING,
         max_waiting: 4096,
         inactive_threshold: Duration::from_secs(3600),
     }

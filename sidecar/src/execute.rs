@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use nix::unistd::{pipe2, read};
 use remuda_proto::v1::{ExecuteEvent, Exited, Started, execute_event::Event};
 use tokio::sync::oneshot;
@@ -35,6 +34,8 @@ const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     pub(crate) user: Option<Ids>,
+    /// `/dev/null` for reading: opened once, the way to it is long in an overlay.
+    pub(crate) null: OwnedFd,
     pub(crate) cgroups: Vec<OwnedFd>,
     pub(crate) limits: Vec<Limit>,
     pub(crate) reaper: Arc<Reaper>,
@@ -63,12 +64,12 @@ pub(crate) fn start(command: Command, around: &Surroundings) -> Result<Running, 
     let (stderr, stderr_end) =
         Outlet::new(Event::Stderr, command.output_limit).map_err(failed("make pipes"))?;
     let (stdin, stdin_end) = if command.stdin.is_empty() {
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let null = open("/dev/null", flags, Mode::empty()).map_err(failed("open /dev/null"))?;
-        (Inlet::closed(), null)
+        (Inlet::closed(), None)
     } else {
-        Inlet::new(command.stdin).map_err(failed("make pipes"))?
+        let (stdin, end) = Inlet::new(command.stdin).map_err(failed("make pipes"))?;
+        (stdin, Some(end))
     };
+    let stdin_end = stdin_end.as_ref().unwrap_or(&around.null);
     let flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let (errors, errors_end) = pipe2(flags).map_err(failed("make pipes"))?;
     let started = Instant::now();

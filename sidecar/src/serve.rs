@@ -29,6 +29,8 @@ pub(crate) enum ServeError {
     Socket { source: io::Error },
     #[error("cannot listen to signals")]
     Signals { source: io::Error },
+    #[error("cannot open the null device")]
+    Null { source: io::Error },
     #[error("cannot open the root folder")]
     Root { source: io::Error },
     #[error(transparent)]
@@ -101,8 +103,13 @@ fn service(
     ] {
         limits.extend(value.map(|value| Limit { resource, value }));
     }
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let null = open("/dev/null", flags, Mode::empty()).map_err(|errno| ServeError::Null {
+        source: errno.into(),
+    })?;
     let around = Surroundings {
         user: settings.user,
+        null,
         cgroups,
         limits,
         reaper,

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use broker_schema::WorkerId;
 use broker_schema::pool::BackendKind;
 use broker_schema::stream::{ConsumerDef, worker_consumer};
-use remuda_client::broker::{Broker, BrokerError, Puller};
+use remuda_client::broker::{Broker, BrokerError, Delivery, Puller};
 use remuda_lease::{LeaseError, LeaseStore};
 use remuda_telemetry::{Chain, Readiness, TaskGroup};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backends;
@@ -24,7 +25,7 @@ use crate::options::{InvalidOptions, WorkerOptions};
 use crate::pool::{self, Pool};
 use crate::registry::{Registry, RegistryError};
 use crate::shared::{Shared, Stop};
-use crate::{control, fetch, renew};
+use crate::{control, fetch, renew, settle};
 
 /// What must be up before the worker is ready.
 pub const READINESS: [&str; 2] = ["nats", "redis"];
@@ -81,6 +82,7 @@ pub struct Worker {
     puller: Puller,
     control: async_nats::Subscriber,
     registry: Registry,
+    settled: mpsc::UnboundedReceiver<Delivery>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -121,7 +123,7 @@ impl Worker {
         let consumer = worker_consumer(broker.subjects(), &id, options.slots as usize);
         // Before anybody can place something here.
         let puller = Box::pin(puller(&broker, &consumer)).await?;
-        let shared = Shared::new(id, options, broker, leases, backends);
+        let (shared, settled) = Shared::new(id, options, broker, leases, backends);
         let mut registry = Registry::new(shared.clone());
         Box::pin(registry.beat())
             .await
@@ -131,6 +133,7 @@ impl Worker {
             puller,
             control,
             registry,
+            settled,
         })
     }
 
@@ -145,6 +148,7 @@ impl Worker {
             puller,
             control,
             registry,
+            settled,
         } = self;
         tracing::info!(worker = %shared.worker, "worker runs");
         for part in READINESS {
@@ -154,6 +158,7 @@ impl Worker {
         let loops = TaskGroup::new();
         let token = || loops.token().clone();
         loops.spawn("fetch", fetch::run(shared.clone(), puller, token()));
+        loops.spawn("settle", settle::run(settled, token()));
         loops.spawn("control", control::run(shared.clone(), control, token()));
         loops.spawn("renew", renew::run(shared.clone(), token()));
         loops.spawn("registry", registry.run(readiness.clone(), token()));

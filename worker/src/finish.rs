@@ -75,7 +75,7 @@ pub(crate) async fn conclude(
 ) -> Option<bool> {
     let won = put(shared, terminal, job.format, trace).await?;
     let took = job.received.elapsed();
-    job.settle().await;
+    job.settle();
     shared.metrics.attempt_ended(
         if won {
             AttemptEnd::Outcome(terminal.outcome)
@@ -207,7 +207,7 @@ pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, back: Ba
     match Box::pin(shared.broker.publish(message, patience)).await {
         Ok(_) => {
             let took = job.received.elapsed();
-            job.settle().await;
+            job.settle();
             shared.metrics.attempt_ended(AttemptEnd::HandedBack, took);
         }
         Err(error) => tracing::error!(

@@ -18,6 +18,7 @@ mod output;
 mod pool;
 mod registry;
 mod renew;
+mod settle;
 mod shared;
 mod sidecar_client;
 pub mod signals;

@@ -79,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) registry_wake: Notify,
     pub(crate) renew_wake: Notify,
     pub(crate) fetch_wake: Notify,
+    /// Messages whose tasks are over, on their way to be acknowledged.
+    settled: mpsc::UnboundedSender<Delivery>,
     herd: Mutex<Herd>,
     jobs: Mutex<JobTable>,
     in_hand: Mutex<HashMap<u64, Delivery>>,
@@ -93,8 +95,9 @@ impl Shared {
         broker: Broker,
         leases: LeaseStore,
         backends: Backends,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Delivery>) {
+        let (settled, settling) = mpsc::unbounded_channel();
+        let shared = Arc::new(Self {
             worker,
             options,
             broker,
@@ -109,12 +112,14 @@ impl Shared {
             registry_wake: Notify::new(),
             renew_wake: Notify::new(),
             fetch_wake: Notify::new(),
+            settled,
             herd: Mutex::default(),
             jobs: Mutex::default(),
             in_hand: Mutex::default(),
             incarnation: AtomicU32::new(0),
             draining: AtomicBool::new(false),
-        })
+        });
+        (shared, settling)
     }
 
     pub(crate) fn herd(&self) -> MutexGuard<'_, Herd> {
@@ -211,12 +216,11 @@ impl Job {
         self.placement.task.session.is_some()
     }
 
-    /// Its message is acknowledged: should it come again, it is not run again.
-    pub(crate) async fn settle(mut self) {
+    /// Its message is acknowledged soon: should it come again, it is not run again.
+    pub(crate) fn settle(mut self) {
         self.ticket.settled = true;
-        if let Err(error) = self.delivery.ack_soon().await {
-            tracing::debug!(%error, "a placement was not acknowledged and comes again");
-        }
+        // Nobody listens any more only where the worker has given up on everything.
+        let _gone = self.ticket.shared.settled.send(self.delivery.clone());
     }
 }
 
