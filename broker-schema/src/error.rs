@@ -38,10 +38,16 @@ pub enum ErrorCode {
     IdConflict,
     /// The subject and the payload name different tenants, pools or ids.
     SubjectMismatch,
+    /// The tenant has as much as it may have.
+    QuotaExceeded,
     /// The deadline passed before the task could end.
     DeadlineExpired,
     /// The sandbox named by the task is gone.
     SandboxLost,
+    /// The session had been idle for too long, or had lasted as long as it may.
+    SessionExpired,
+    /// The session had been closed.
+    SessionClosed,
     /// The lease that the task was to run under is no longer held.
     StaleEpoch,
     /// Somebody cancelled the task.
@@ -74,6 +80,8 @@ pub enum ErrorCode {
     StreamMismatch,
     /// The results stream is full.
     ResultsFull,
+    /// What was to be read has been removed, or its stream was lost.
+    ResultsRemoved,
     /// Redis cannot be reached.
     RedisUnreachable,
     /// The Redis server is too old or lacks a needed setting.
@@ -97,8 +105,11 @@ impl ErrorCode {
         Self::UnknownPool,
         Self::IdConflict,
         Self::SubjectMismatch,
+        Self::QuotaExceeded,
         Self::DeadlineExpired,
         Self::SandboxLost,
+        Self::SessionExpired,
+        Self::SessionClosed,
         Self::StaleEpoch,
         Self::Cancelled,
         Self::AttemptsExhausted,
@@ -115,6 +126,7 @@ impl ErrorCode {
         Self::NatsTooOld,
         Self::StreamMismatch,
         Self::ResultsFull,
+        Self::ResultsRemoved,
         Self::RedisUnreachable,
         Self::RedisUnsuitable,
         Self::Internal,
@@ -136,8 +148,11 @@ impl ErrorCode {
             Self::UnknownPool => "unknown_pool",
             Self::IdConflict => "id_conflict",
             Self::SubjectMismatch => "subject_mismatch",
+            Self::QuotaExceeded => "quota_exceeded",
             Self::DeadlineExpired => "deadline_expired",
             Self::SandboxLost => "sandbox_lost",
+            Self::SessionExpired => "session_expired",
+            Self::SessionClosed => "session_closed",
             Self::StaleEpoch => "stale_epoch",
             Self::Cancelled => "cancelled",
             Self::AttemptsExhausted => "attempts_exhausted",
@@ -154,6 +169,7 @@ impl ErrorCode {
             Self::NatsTooOld => "nats_too_old",
             Self::StreamMismatch => "stream_mismatch",
             Self::ResultsFull => "results_full",
+            Self::ResultsRemoved => "results_removed",
             Self::RedisUnreachable => "redis_unreachable",
             Self::RedisUnsuitable => "redis_unsuitable",
             Self::Internal => "internal",
@@ -164,7 +180,8 @@ impl ErrorCode {
     pub fn retryable(self) -> bool {
         matches!(
             self,
-            Self::StaleEpoch
+            Self::QuotaExceeded
+                | Self::StaleEpoch
                 | Self::SandboxCreateFailed
                 | Self::SidecarFailed
                 | Self::NatsUnreachable

@@ -186,6 +186,10 @@ token_id!(
     /// One worker process. A restarted worker is another worker.
     WorkerId
 );
+token_id!(
+    /// One dispatcher process. A restarted dispatcher is another dispatcher.
+    DispatcherId
+);
 uuid_id!(
     /// An ordered list of steps with one terminal result.
     TaskId
@@ -194,6 +198,18 @@ uuid_id!(
     /// One isolated place that runs steps.
     SandboxId
 );
+
+impl TaskId {
+    /// An id that follows from what it is made of: the same for the same.
+    pub fn derived(from: &[u8]) -> Self {
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(from);
+        let mut bytes = [0; 16];
+        for (byte, of) in bytes.iter_mut().zip(digest.iter()) {
+            *byte = *of;
+        }
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+}
 
 /// A lease's fencing token: `incarnation << 32 | counter`. Only ever grows for
 /// a sandbox.
@@ -220,6 +236,32 @@ impl Epoch {
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.incarnation(), self.counter())
+    }
+}
+
+/// Which leadership of a pool it is: `incarnation << 32 | counter`. Every
+/// change of the leader has a higher one, and none is ever given out twice,
+/// however often Redis forgets. Names the consumers of the pool's lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Term(pub u64);
+
+impl Term {
+    pub const fn new(incarnation: u32, counter: u32) -> Self {
+        Self(Epoch::new(incarnation, counter).0)
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl FromStr for Term {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
     }
 }
 
@@ -250,9 +292,25 @@ mod tests {
     }
 
     #[test]
+    fn a_derived_id_is_an_id_and_always_the_same() {
+        let id = TaskId::derived(b"a");
+        assert_eq!(id, TaskId::derived(b"a"));
+        assert_ne!(id, TaskId::derived(b"b"));
+        assert_eq!(id.to_string().parse::<TaskId>().unwrap(), id);
+    }
+
+    #[test]
     fn epochs_order_by_incarnation_first() {
         assert!(Epoch::new(2, 0) > Epoch::new(1, u32::MAX));
         assert_eq!(Epoch::new(7, 9).incarnation(), 7);
         assert_eq!(Epoch::new(7, 9).counter(), 9);
+    }
+
+    #[test]
+    fn terms_order_by_incarnation_first_and_are_read_back() {
+        assert!(Term::new(2, 0) > Term::new(1, u32::MAX));
+        let term = Term::new(3, 5);
+        assert_eq!(term.to_string().parse(), Ok(term));
+        assert!("-1".parse::<Term>().is_err());
     }
 }

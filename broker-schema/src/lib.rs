@@ -5,12 +5,15 @@
 //! read the same contract. `docs/protocol.md` tells it in prose.
 
 mod blob;
+mod cancel;
 pub mod codec;
+pub mod credit;
 pub mod digest;
 mod error;
 pub mod event;
 mod frame;
 mod ids;
+mod notices;
 mod outcome;
 mod placement;
 pub mod pool;
@@ -25,17 +28,21 @@ mod time;
 mod validate;
 
 pub use blob::Blob;
+pub use cancel::{CancelCause, CancelNotice, CancelRequest, CancelScope, CancelTarget};
+pub use credit::Credit;
 pub use error::{ErrorCode, ErrorInfo};
 pub use frame::{Frame, FrameKind};
 pub use ids::{
-    Epoch, GroupId, InvalidId, PoolId, RunId, SandboxId, TaskId, TenantId, Token, WorkerId,
+    DispatcherId, Epoch, GroupId, InvalidId, PoolId, RunId, SandboxId, TaskId, TenantId, Term,
+    Token, WorkerId,
 };
+pub use notices::Notices;
 pub use outcome::{Attribution, ExitStatus, Outcome};
-pub use placement::{CancelRequest, ControlMessage, Placement};
+pub use placement::{ControlMessage, Placement};
 pub use schema::json_schemas;
 pub use session::{SandboxRef, SessionOptions};
 pub use step::{Command, FilePatch, FileRead, Step, StepKind};
-pub use subject::{ParsedSubject, Subjects};
+pub use subject::{ParsedSubject, Subjects, subject_matches};
 pub use task::{Priority, TaskRequest};
 pub use terminal::{Output, StepResult, Terminal, Times, Usage};
 pub use time::Timestamp;
@@ -61,3 +68,11 @@ pub const HEADER_DIGEST: &str = "Remuda-Digest";
 pub const HEADER_CODE: &str = "Remuda-Code";
 /// Header of a dead letter: why it is one.
 pub const HEADER_REASON: &str = "Remuda-Reason";
+/// Header of a dead letter: the subject that the message was published to.
+pub const HEADER_SUBJECT: &str = "Remuda-Subject";
+/// Header of a dead letter: the task, where the message could be read so far.
+pub const HEADER_TASK: &str = "Remuda-Task";
+/// Header of a dead letter: whose it is, `unknown` where nobody can tell.
+pub const HEADER_TENANT: &str = "Remuda-Tenant";
+/// Header of a dead letter: when it became one, microseconds since 1970 UTC.
+pub const HEADER_TIME: &str = "Remuda-Time";

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{RunId, SandboxRef, TaskId, TaskRequest, TenantId, Timestamp};
+use crate::{SandboxRef, TaskId, TaskRequest, Timestamp};
 
 /// A task and the lease that it runs under: the payload of RUN.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -22,17 +22,6 @@ impl Placement {
     pub fn message_id(&self) -> String {
         format!("{}/{}/{}", self.task.tenant, self.task.id, self.attempt)
     }
-}
-
-/// Asks the dispatcher to end a task that has not ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct CancelRequest {
-    pub tenant: TenantId,
-    pub task: TaskId,
-    /// Where known, the task's terminal is written at once; else when the task
-    /// is next touched.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub run: Option<RunId>,
 }
 
 /// A hint to one worker. Losing one costs time and nothing else: renewals and

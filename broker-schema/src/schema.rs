@@ -1,7 +1,9 @@
 //! JSON Schema of what travels, for people and for other languages.
 
 use crate::pool::PoolSpec;
-use crate::{CancelRequest, ControlMessage, Frame, Placement, TaskRequest, Terminal};
+use crate::{
+    CancelNotice, CancelRequest, ControlMessage, Credit, Frame, Placement, TaskRequest, Terminal,
+};
 
 /// Every message's schema under the name of its file in `docs/schema/`.
 pub fn json_schemas() -> Vec<(&'static str, serde_json::Value)> {
@@ -14,6 +16,8 @@ pub fn json_schemas() -> Vec<(&'static str, serde_json::Value)> {
             "cancel_request",
             schemars::schema_for!(CancelRequest).into(),
         ),
+        ("cancel_notice", schemars::schema_for!(CancelNotice).into()),
+        ("credit", schemars::schema_for!(Credit).into()),
         (
             "control_message",
             schemars::schema_for!(ControlMessage).into(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{PoolId, Subjects, TenantId, WorkerId};
+use crate::{PoolId, Subjects, TenantId, Term, WorkerId};
 
 /// A stream that the fleet needs. Everything that a promise rests on is
 /// written out, and compared with what the server says it made.
@@ -54,10 +54,14 @@ pub struct Republish {
 pub struct ConsumerDef {
     pub stream: String,
     pub durable: String,
+    /// Empty for every subject of the stream.
     pub filter: String,
     pub ack_wait: Duration,
     pub max_ack_pending: i64,
     pub max_waiting: i64,
+    /// Deliveries of one message before the server gives up on it and says so
+    /// in an advisory. −1 for no limit.
+    pub max_deliver: i64,
     /// The server forgets the consumer when nobody has pulled for this long.
     pub inactive_threshold: Duration,
 }
@@ -204,23 +208,40 @@ pub const REQUEST_ACK_WAIT: Duration = Duration::from_secs(30);
 /// How long a placement stays with a worker that says nothing: a lease's life.
 pub const PLACEMENT_ACK_WAIT: Duration = Duration::from_secs(15);
 
-/// The dispatchers' consumer of one lane: the requests of one tenant for one
-/// pool. Lanes are apart so that no backlog stands before another tenant's.
+/// How often a request is delivered to one leader: far more than any fault that
+/// passes asks for. Attempts are counted at the claim, not here.
+pub const REQUEST_MAX_DELIVER: i64 = 1000;
+/// The same for a placement.
+pub const PLACEMENT_MAX_DELIVER: i64 = 100;
+
+/// The consumer of one lane, the requests of one tenant for one pool, in one
+/// term of the pool's leader. Lanes are apart so that no backlog stands before
+/// another tenant's; terms are, so that a new leader gets at once what an old
+/// one had not settled, and an old one's acknowledgements go nowhere.
 pub fn lane_consumer(
     subjects: &Subjects,
     tenant: &TenantId,
     pool: &PoolId,
+    term: Term,
     window: usize,
 ) -> ConsumerDef {
     ConsumerDef {
         stream: StreamNames::new(subjects).requests,
-        durable: format!("lane-{tenant}-{pool}"),
+        // `=` is in no token: no two lanes share a name.
+        durable: format!("lane-{tenant}={pool}={term}"),
         filter: subjects.request(tenant, pool),
         ack_wait: REQUEST_ACK_WAIT,
         max_ack_pending: window as i64,
         max_waiting: 512,
+        max_deliver: REQUEST_MAX_DELIVER,
         inactive_threshold: Duration::from_secs(24 * 3600),
     }
+}
+
+/// The term that a lane's consumer is of; `None` for any other name.
+pub fn lane_term(durable: &str) -> Option<Term> {
+    let (_, term) = durable.strip_prefix("lane-")?.rsplit_once('=')?;
+    term.parse().ok()
 }
 
 /// Placements that a worker is done with and has yet to acknowledge, at most: it does that a few
@@ -236,7 +257,23 @@ pub fn worker_consumer(subjects: &Subjects, worker: &WorkerId, slots: usize) -> 
         ack_wait: PLACEMENT_ACK_WAIT,
         max_ack_pending: slots.max(1) as i64 * 2 + SETTLING,
         max_waiting: 4096,
+        max_deliver: PLACEMENT_MAX_DELIVER,
         inactive_threshold: Duration::from_secs(3600),
+    }
+}
+
+/// The dispatchers' consumer of the advisories on messages that the server has
+/// given up on.
+pub fn advisory_consumer(subjects: &Subjects) -> ConsumerDef {
+    ConsumerDef {
+        stream: StreamNames::new(subjects).advisories,
+        durable: "dispatcher".to_owned(),
+        filter: String::new(),
+        ack_wait: Duration::from_secs(30),
+        max_ack_pending: 64,
+        max_waiting: 64,
+        max_deliver: -1,
+        inactive_threshold: Duration::from_secs(7 * 24 * 3600),
     }
 }
 
@@ -267,5 +304,32 @@ mod tests {
         subjects.sort();
         subjects.dedup();
         assert_eq!(subjects.len(), count);
+    }
+
+    #[test]
+    fn lanes_and_terms_have_names_of_their_own() {
+        let subjects = Subjects::default();
+        let name = |tenant: &str, pool: &str, term| {
+            let (tenant, pool) = (tenant.parse().unwrap(), pool.parse().unwrap());
+            lane_consumer(&subjects, &tenant, &pool, Term(term), 1).durable
+        };
+        let names = [
+            name("a-b", "c", 1),
+            name("a", "b-c", 1),
+            name("a", "b-c", 2),
+        ];
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+        assert_eq!(lane_term(&names[2]), Some(Term(2)));
+        for other in [
+            "lane-a-b",
+            "lane-a=b=",
+            "lane-a=b=x",
+            "worker-w",
+            "a=b=1",
+            "",
+        ] {
+            assert_eq!(lane_term(other), None, "{other}");
+        }
     }
 }

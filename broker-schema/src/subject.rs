@@ -124,6 +124,13 @@ impl Subjects {
         self.under(format_args!("dlq.*.*"))
     }
 
+    /// Dead letters of one tenant, one pool, or both; of all where neither is said.
+    pub fn dead_letters_of(&self, tenant: Option<&TenantId>, pool: Option<&PoolId>) -> String {
+        let tenant = tenant.map_or("*", TenantId::as_str);
+        let pool = pool.map_or("*", PoolId::as_str);
+        self.under(format_args!("dlq.{tenant}.{pool}"))
+    }
+
     /// Appended to whenever a new incarnation is needed; its sequence is it.
     pub fn incarnation(&self) -> String {
         self.under(format_args!("incarnation"))
@@ -149,6 +156,25 @@ impl Subjects {
 
     pub fn offer_hint(&self) -> String {
         self.under(format_args!("evt.offer"))
+    }
+
+    /// What was cancelled, for every dispatcher and worker at once, core.
+    pub fn cancel_hint(&self) -> String {
+        self.under(format_args!("evt.cancel"))
+    }
+
+    /// What a pool has to give, once a second, core.
+    pub fn credit(&self, pool: &PoolId) -> String {
+        self.under(format_args!("evt.credit.{pool}"))
+    }
+
+    pub fn credits(&self) -> String {
+        self.under(format_args!("evt.credit.*"))
+    }
+
+    /// Pools have lost their leader.
+    pub fn leader_hint(&self) -> String {
+        self.under(format_args!("evt.leader"))
     }
 
     /// Takes a subject apart; `None` where it is not one of the fleet's.
@@ -193,9 +219,49 @@ impl Subjects {
     }
 }
 
+/// Whether a subscription or a consumer's filter covers a subject. The empty
+/// filter covers everything, as a consumer's does.
+pub fn subject_matches(filter: &str, subject: &str) -> bool {
+    if filter.is_empty() {
+        return true;
+    }
+    let mut tokens = subject.split('.');
+    for wanted in filter.split('.') {
+        match (wanted, tokens.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (wanted, Some(token)) if wanted == token => {}
+            _ => return false,
+        }
+    }
+    tokens.next().is_none()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_cover_what_the_server_says_they_do() {
+        for (filter, subject, covered) in [
+            ("", "a.b", true),
+            (">", "a.b", true),
+            ("a.>", "a.b.c", true),
+            ("a.>", "a", false),
+            ("a.*", "a.b", true),
+            ("a.*", "a.b.c", false),
+            ("a.*.c", "a.b.c", true),
+            ("a.b", "a.b", true),
+            ("a.b", "a.c", false),
+            ("a.b.c", "a.b", false),
+        ] {
+            assert_eq!(
+                subject_matches(filter, subject),
+                covered,
+                "{filter} {subject}"
+            );
+        }
+    }
 
     #[test]
     fn what_is_built_parses_back() {

@@ -20,6 +20,18 @@ pub struct TaskRequest {
     pub pool: PoolId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupId>,
+    /// How many tasks the group has: they are admitted together, once all are
+    /// there or a short while has passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<u32>,
+    /// As soon as this many tasks of the group have ended with a valid result
+    /// the others are cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_valid: Option<u32>,
+    /// The run's share among the runs of its tenant that wait: 1 (default) to
+    /// 1000. Where tasks of a run differ, the one that came last decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_weight: Option<u32>,
     #[serde(default)]
     pub priority: Priority,
     pub steps: Vec<Step>,
@@ -39,6 +51,12 @@ pub struct TaskRequest {
     /// out of time or runs out of memory. At most 10; not for sessions.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub retries: u8,
+    /// Remove the task's frames and its terminal this many seconds after its
+    /// end, and never sooner than after [`Self::LEAST_TTL_SECONDS`]: whoever
+    /// waits for them must have a chance. Default: they stay as long as the
+    /// fleet keeps all results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds_after_finished: Option<u64>,
     /// Keep the sandbox: the terminal names it, and later tasks may name it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<SessionOptions>,
@@ -94,6 +112,14 @@ impl TaskRequest {
     pub const DEFAULT_OUTPUT_LIMIT: u64 = 8 << 20;
     /// Most retries that a request may ask for.
     pub const MOST_RETRIES: u8 = 10;
+    /// Most tasks that a group may be said to have.
+    pub const MOST_GROUP: u32 = 1024;
+    /// Largest weight of a run.
+    pub const MOST_WEIGHT: u32 = 1000;
+
+    /// Soonest that results are removed after a task's end: longer than the
+    /// longest pause of a client that looks for a terminal.
+    pub const LEAST_TTL_SECONDS: u64 = 60;
 
     /// A request with a new id and the default everything.
     pub fn new(tenant: TenantId, run: RunId, pool: PoolId, steps: Vec<Step>) -> Self {
@@ -103,6 +129,9 @@ impl TaskRequest {
             run,
             pool,
             group: None,
+            group_size: None,
+            min_valid: None,
+            run_weight: None,
             priority: Priority::default(),
             steps,
             env: BTreeMap::new(),
@@ -110,6 +139,7 @@ impl TaskRequest {
             deadline: None,
             continue_on_failure: false,
             retries: 0,
+            ttl_seconds_after_finished: None,
             keep_alive: None,
             session: None,
             close_session: false,
@@ -126,6 +156,14 @@ impl TaskRequest {
         );
         let one_shot = self.session.is_none() && self.keep_alive.is_none();
         worth && one_shot && attempt <= u32::from(self.retries.min(Self::MOST_RETRIES))
+    }
+
+    /// How long its results are kept after its end, where it says so.
+    pub fn results_kept_for(&self) -> Option<std::time::Duration> {
+        let seconds = self.ttl_seconds_after_finished?;
+        Some(std::time::Duration::from_secs(
+            seconds.max(Self::LEAST_TTL_SECONDS),
+        ))
     }
 
     /// The `Nats-Msg-Id` of the request.

@@ -57,6 +57,16 @@ impl Terminal {
     pub fn valid(&self) -> bool {
         self.attribution != Attribution::Infrastructure
     }
+
+    /// Whether it counts as one of a group's valid results: it is valid, and
+    /// the task was not kept from ending by itself.
+    pub fn counts_for_group(&self) -> bool {
+        let ended = !matches!(
+            self.outcome,
+            Outcome::Cancelled | Outcome::Expired | Outcome::Rejected
+        );
+        self.valid() && ended
+    }
 }
 
 /// How one step ended.

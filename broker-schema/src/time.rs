@@ -1,6 +1,7 @@
 //! Wall-clock time as it travels.
 
 use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use schemars::JsonSchema;
@@ -25,9 +26,26 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct Timestamp(pub u64);
 
+/// What this process adds to its machine's clock, in microseconds.
+static CORRECTION: AtomicI64 = AtomicI64::new(0);
+
 impl Timestamp {
+    /// Now, by the clock that this process goes by: its machine's, or one that
+    /// it was [`correct`](Self::correct)ed to.
     pub fn now() -> Self {
+        let correction = CORRECTION.load(Ordering::Relaxed);
+        Self(Self::of_this_machine().0.saturating_add_signed(correction))
+    }
+
+    /// Now, by the machine's clock, whatever it says.
+    pub fn of_this_machine() -> Self {
         SystemTime::now().into()
+    }
+
+    /// Makes [`now`](Self::now) go by a clock that is this far ahead of the
+    /// machine's. Daemons whose machine has the wrong time go by the fleet's.
+    pub fn correct(ahead_us: i64) {
+        CORRECTION.store(ahead_us, Ordering::Relaxed);
     }
 
     /// Zero where `earlier` is later.
@@ -61,5 +79,22 @@ impl From<Timestamp> for SystemTime {
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{:06}", self.0 / 1_000_000, self.0 % 1_000_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_a_day_off_is_corrected() {
+        const DAY: i64 = 24 * 3600 * 1_000_000;
+        Timestamp::correct(-DAY);
+        let (machine, now) = (Timestamp::of_this_machine(), Timestamp::now());
+        Timestamp::correct(0);
+        let behind = machine.since(now);
+        assert!(behind > Duration::from_secs(23 * 3600), "{behind:?}");
+        // As far as it goes, and no further.
+        assert_eq!(Timestamp(5).plus(Duration::MAX), Timestamp(u64::MAX));
     }
 }

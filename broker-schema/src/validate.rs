@@ -82,8 +82,8 @@ impl Check<'_> {
     }
 
     fn task(&mut self, task: &TaskRequest) {
-        let closes_only = task.close_session && task.session.is_some();
-        if task.steps.is_empty() && !closes_only && task.keep_alive.is_none() {
+        // Without steps a session is opened, closed, or merely kept from idling.
+        if task.steps.is_empty() && task.session.is_none() && task.keep_alive.is_none() {
             self.add(
                 ErrorCode::InvalidField,
                 "steps".into(),
@@ -110,6 +110,7 @@ impl Check<'_> {
             );
         }
         self.retries(task);
+        self.group(task);
         if let Some(keep) = task.keep_alive {
             self.timeout("keep_alive.idle_timeout_ms", Some(keep.idle_timeout_ms));
             self.timeout("keep_alive.max_life_ms", Some(keep.max_life_ms));
@@ -150,6 +151,49 @@ impl Check<'_> {
                 ErrorCode::InvalidField,
                 "retries".into(),
                 "stands beside a session, whose sandbox no fresh one can replace",
+            );
+        }
+    }
+
+    fn group(&mut self, task: &TaskRequest) {
+        let most = TaskRequest::MOST_GROUP;
+        for (field, number) in [
+            ("group_size", task.group_size),
+            ("min_valid", task.min_valid),
+        ] {
+            let Some(number) = number else { continue };
+            if !(1..=most).contains(&number) {
+                self.add(
+                    ErrorCode::InvalidField,
+                    field.into(),
+                    format!("is {number}, expected 1 to {most}"),
+                );
+            } else if task.group.is_none() {
+                self.add(
+                    ErrorCode::InvalidField,
+                    field.into(),
+                    "needs group, the group that it speaks of",
+                );
+            }
+        }
+        if let (Some(size), Some(valid)) = (task.group_size, task.min_valid)
+            && valid > size
+        {
+            self.add(
+                ErrorCode::InvalidField,
+                "min_valid".into(),
+                format!("is {valid}, more than the {size} tasks that the group has"),
+            );
+        }
+        let most = TaskRequest::MOST_WEIGHT;
+        if let Some(weight) = task
+            .run_weight
+            .filter(|weight| !(1..=most).contains(weight))
+        {
+            self.add(
+                ErrorCode::InvalidField,
+                "run_weight".into(),
+                format!("is {weight}, expected 1 to {most}"),
             );
         }
     }
@@ -417,13 +461,22 @@ mod tests {
     }
 
     #[test]
-    fn a_session_may_be_opened_and_closed_without_steps() {
+    fn a_session_may_be_opened_renewed_and_closed_without_steps() {
         let mut open = task(vec![]);
         open.keep_alive = Some(SessionOptions::default());
         assert_eq!(problems(&open), []);
         let mut close = task(vec![]);
         close.close_session = true;
         assert_eq!(problems(&close).len(), 2);
+        let mut renew = task(vec![]);
+        renew.session = Some(crate::SandboxRef {
+            sandbox: crate::SandboxId::new(),
+            worker: "w".parse().unwrap(),
+            epoch: crate::Epoch::new(1, 1),
+        });
+        assert_eq!(problems(&renew), []);
+        renew.close_session = true;
+        assert_eq!(problems(&renew), []);
     }
 
     #[test]
@@ -437,6 +490,34 @@ mod tests {
         retried.retries = 1;
         retried.keep_alive = Some(SessionOptions::default());
         assert_eq!(problems(&retried), refused);
+    }
+
+    #[test]
+    fn groups_and_weights_are_bounded() {
+        let mut good = task(vec![Step::command(["true"])]);
+        good.group = Some("g".parse().unwrap());
+        good.group_size = Some(8);
+        good.min_valid = Some(8);
+        good.run_weight = Some(1000);
+        assert_eq!(problems(&good), []);
+        let cases: [(fn(&mut TaskRequest), &str); 6] = [
+            (|t| t.group = None, "group_size"),
+            (|t| t.group_size = Some(0), "group_size"),
+            (|t| t.group_size = Some(1025), "group_size"),
+            (|t| t.min_valid = Some(9), "min_valid"),
+            (|t| t.min_valid = Some(0), "min_valid"),
+            (|t| t.run_weight = Some(0), "run_weight"),
+        ];
+        for (change, field) in cases {
+            let mut bad = good.clone();
+            change(&mut bad);
+            let found = problems(&bad);
+            assert_eq!(
+                found.first(),
+                Some(&(ErrorCode::InvalidField, field.to_owned())),
+                "{found:?}"
+            );
+        }
     }
 
     #[test]

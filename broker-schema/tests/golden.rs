@@ -24,6 +24,9 @@ fn task_request() -> TaskRequest {
         run: "grpo-7".parse().unwrap(),
         pool: "default".parse().unwrap(),
         group: Some("prompt-12".parse().unwrap()),
+        group_size: None,
+        min_valid: None,
+        run_weight: None,
         priority: Priority::High,
         steps: vec![
             Step {
@@ -59,6 +62,7 @@ fn task_request() -> TaskRequest {
         deadline: Some(Timestamp(1_764_000_060_000_000)),
         continue_on_failure: true,
         retries: 0,
+        ttl_seconds_after_finished: None,
         keep_alive: Some(SessionOptions {
             idle_timeout_ms: 60_000,
             max_life_ms: 600_000,
@@ -199,10 +203,54 @@ fn every_message_keeps_its_bytes() {
     );
     check(
         "cancel_request",
-        &CancelRequest {
+        &CancelRequest::task(
+            "acme".parse().unwrap(),
+            TASK.parse().unwrap(),
+            Some("grpo-7".parse().unwrap()),
+        ),
+    );
+    check(
+        "cancel_group",
+        &CancelRequest::group(
+            "acme".parse().unwrap(),
+            "grpo-7".parse().unwrap(),
+            "prompt-12".parse().unwrap(),
+        ),
+    );
+    check(
+        "cancel_run",
+        &CancelRequest::run("acme".parse().unwrap(), "grpo-7".parse().unwrap()),
+    );
+    check(
+        "cancel_notice",
+        &CancelNotice {
             tenant: "acme".parse().unwrap(),
-            task: TASK.parse().unwrap(),
-            run: Some("grpo-7".parse().unwrap()),
+            target: CancelTarget::Group {
+                run: "grpo-7".parse().unwrap(),
+                group: "prompt-12".parse().unwrap(),
+            },
+            cause: CancelCause::Enough { valid: 4 },
+        },
+    );
+    check(
+        "credit",
+        &Credit {
+            pool: "default".parse().unwrap(),
+            free: 3,
+            leased: 5,
+            max: 16,
+            queued: 7,
+            expected_wait_ms: Some(250),
+            at: Timestamp(1_764_000_000_000_000),
+        },
+    );
+    check(
+        "task_request_group",
+        &TaskRequest {
+            group_size: Some(8),
+            min_valid: Some(4),
+            run_weight: Some(3),
+            ..task_request()
         },
     );
     check(
