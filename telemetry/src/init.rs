@@ -77,6 +77,16 @@ pub enum TelemetryError {
         #[source]
         source: io::Error,
     },
+    #[cfg(debug_assertions)]
+    #[error("telemetry.history {} cannot be written", path.display())]
+    History {
+        path: std::path::PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[cfg(feature = "failpoints")]
+    #[error("telemetry.failpoints: {problem}")]
+    Failpoints { problem: String },
 }
 
 /// Keeps telemetry running; [`Telemetry::shutdown`] sends what is left.
@@ -102,6 +112,7 @@ struct Traces {
 /// inside a runtime or outside.
 pub fn init(service: &str, options: &TelemetryOptions) -> Result<Telemetry, TelemetryError> {
     let log = log::layer(options, io::stderr, io::stderr().is_terminal())?;
+    prepare_for_tests(service, options)?;
     let resource = Resource::builder_empty()
         .with_service_name(service.to_owned())
         .with_attribute(opentelemetry::KeyValue::new(
@@ -164,6 +175,32 @@ pub fn init(service: &str, options: &TelemetryOptions) -> Result<Telemetry, Tele
         metrics,
         traces,
     })
+}
+
+/// A history and points of failure, in the builds that have them.
+#[cfg_attr(
+    not(debug_assertions),
+    expect(
+        clippy::unnecessary_wraps,
+        reason = "nothing is left of it in a release build"
+    )
+)]
+fn prepare_for_tests(service: &str, options: &TelemetryOptions) -> Result<(), TelemetryError> {
+    #[cfg(feature = "failpoints")]
+    crate::failpoint::set_up(options.failpoints.as_deref())
+        .map_err(|problem| TelemetryError::Failpoints { problem })?;
+    #[cfg(debug_assertions)]
+    if let Some(path) = &options.history {
+        crate::history::History::to_file(path, service)
+            .map_err(|source| TelemetryError::History {
+                path: path.clone(),
+                source,
+            })?
+            .install();
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = (service, options);
+    Ok(())
 }
 
 impl Telemetry {

@@ -1,6 +1,8 @@
 //! Logs, traces, metrics, health and named tasks, the same in every daemon.
 
 mod chain;
+pub mod failpoint;
+pub mod history;
 mod http;
 mod init;
 mod log;

@@ -1,6 +1,8 @@
 //! What an operator may choose about telemetry. The caller reads it from its configuration.
 
 use std::net::SocketAddr;
+#[cfg(debug_assertions)]
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +18,14 @@ pub struct TelemetryOptions {
     pub otlp_endpoint: Option<String>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served. Port 0 takes a free one.
     pub http_listen: Option<SocketAddr>,
+    /// For tests, in debug builds alone: the file that this process's history is appended to.
+    #[cfg(debug_assertions)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history: Option<PathBuf>,
+    /// For tests, with the feature of this name alone: see `docs/faults.md`.
+    #[cfg(feature = "failpoints")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failpoints: Option<String>,
 }
 
 impl Default for TelemetryOptions {
@@ -25,6 +35,10 @@ impl Default for TelemetryOptions {
             log_filter: "info".to_owned(),
             otlp_endpoint: None,
             http_listen: None,
+            #[cfg(debug_assertions)]
+            history: None,
+            #[cfg(feature = "failpoints")]
+            failpoints: None,
         }
     }
 }
