@@ -16,6 +16,17 @@ pub(crate) struct Settings {
     pub(crate) open_files: Option<u64>,
     pub(crate) file_size: Option<u64>,
     pub(crate) seccomp: bool,
+    pub(crate) watch: Watch,
+}
+
+/// What a test asked for beside it. Always nothing without the feature `failpoints`, whose
+/// arguments are unknown then.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Watch {
+    /// Where the history goes, and under which name.
+    pub(crate) history: Option<RawFd>,
+    pub(crate) name: String,
+    pub(crate) failpoints: String,
 }
 
 /// Whom commands run as.
@@ -61,6 +72,7 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Settings, Ar
         open_files: None,
         file_size: None,
         seccomp: true,
+        watch: Watch::default(),
     };
     while let Some(argument) = args.next() {
         match argument.as_bytes() {
@@ -73,6 +85,14 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Settings, Ar
             b"--open-files" => settings.open_files = Some(number("--open-files", args.next())?),
             b"--file-size" => settings.file_size = Some(number("--file-size", args.next())?),
             b"--no-seccomp" => settings.seccomp = false,
+            #[cfg(feature = "failpoints")]
+            b"--history-fd" => {
+                settings.watch.history = Some(number("--history-fd", args.next())?);
+            }
+            #[cfg(feature = "failpoints")]
+            b"--history-name" => settings.watch.name = text("--history-name", args.next())?,
+            #[cfg(feature = "failpoints")]
+            b"--failpoints" => settings.watch.failpoints = text("--failpoints", args.next())?,
             _ => return Err(ArgsError::Unknown(argument)),
         }
     }
@@ -84,7 +104,7 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Settings, Ar
         _ => return Err(ArgsError::HalfUser),
     };
     let mut seen = vec![settings.socket];
-    for &fd in &settings.cgroups {
+    for &fd in settings.cgroups.iter().chain(&settings.watch.history) {
         if seen.contains(&fd) {
             return Err(ArgsError::FdTwice(fd));
         }
@@ -121,6 +141,12 @@ fn number<T: std::str::FromStr>(
         }
         _ => Err(ArgsError::NotANumber { flag, value }),
     }
+}
+
+#[cfg(feature = "failpoints")]
+fn text(flag: &'static str, value: Option<OsString>) -> Result<String, ArgsError> {
+    let value = value.ok_or(ArgsError::MissingValue { flag })?;
+    Ok(value.to_string_lossy().into_owned())
 }
 
 fn absolute(flag: &'static str, value: Option<OsString>) -> Result<Vec<u8>, ArgsError> {

@@ -17,6 +17,7 @@ use tonic::Status;
 use crate::args::Ids;
 use crate::command::{Command, exec_failure_code, exec_failure_text};
 use crate::error::Failure;
+use crate::history::{self, CommandId};
 use crate::output::{Events, Inlet, Outlet};
 use crate::reaper::Reaper;
 use crate::sys::Reaped;
@@ -44,7 +45,10 @@ pub(crate) struct Surroundings {
 /// A command that was started.
 #[derive(Debug)]
 pub(crate) struct Running {
+    epoch: u64,
     pid: i32,
+    /// When it began, by the wall clock.
+    began: u64,
     name: Vec<u8>,
     ended: oneshot::Receiver<Reaped>,
     errors: OwnedFd,
@@ -57,7 +61,11 @@ pub(crate) struct Running {
 }
 
 /// Starts a command. Does not wait for its exec: see [`crate::sys::spawn`].
-pub(crate) fn start(command: Command, around: &Surroundings) -> Result<Running, Failure> {
+pub(crate) fn start(
+    epoch: u64,
+    command: Command,
+    around: &Surroundings,
+) -> Result<Running, Failure> {
     let failed = |step| move |errno| Failure::Spawn { step, errno };
     let (stdout, stdout_end) =
         Outlet::new(Event::Stdout, command.output_limit).map_err(failed("make pipes"))?;
@@ -91,7 +99,9 @@ pub(crate) fn start(command: Command, around: &Surroundings) -> Result<Running, 
         .map(|name| name.as_bytes().to_vec())
         .unwrap_or_default();
     Ok(Running {
+        epoch,
         pid,
+        began: unix_nanos(),
         name,
         ended,
         errors,
@@ -108,7 +118,7 @@ impl Running {
     pub(crate) fn started_event(&self) -> ExecuteEvent {
         let started = Started {
             pid: self.pid,
-            unix_nanos: unix_nanos(),
+            unix_nanos: self.began,
         };
         ExecuteEvent {
             event: Some(Event::Started(started)),
@@ -122,21 +132,33 @@ impl Running {
             Ok(Some((reaped, timed_out))) => {
                 let wall = self.started.elapsed();
                 let grace = Instant::now() + GRACE;
+                let mut heard = true;
                 for outlet in [&mut self.stdout, &mut self.stderr] {
-                    if outlet.drain(&events, grace).await.is_err() {
-                        return;
-                    }
+                    heard = heard && outlet.drain(&events, grace).await.is_ok();
+                }
+                if !heard {
+                    return self.recorded(false);
                 }
                 self.exited(reaped, timed_out, wall)
             }
-            Ok(None) => return,
+            Ok(None) => return self.recorded(false),
             Err(failure) => Err(failure),
         };
         let last = last.map(|exited| ExecuteEvent {
             event: Some(Event::Exited(exited)),
         });
+        self.recorded(true);
         // Nobody is left to tell when this fails.
         let _gone = events.send(last.map_err(Status::from)).await;
+    }
+
+    fn recorded(&self, whole: bool) {
+        let command = CommandId {
+            epoch: self.epoch,
+            pid: self.pid,
+            began: self.began,
+        };
+        history::wrote(command, self.stdout.account(), self.stderr.account(), whole);
     }
 
     /// Passes output on until the command has ended; `None` when the call was

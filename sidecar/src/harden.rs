@@ -16,6 +16,8 @@ use crate::sys;
 pub(crate) struct Inherited {
     pub(crate) socket: OwnedFd,
     pub(crate) cgroups: Vec<OwnedFd>,
+    /// Only for tests.
+    pub(crate) history: Option<OwnedFd>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,7 @@ pub(crate) fn take_descriptors(settings: &Settings) -> Result<Inherited, HardenE
             .copied()
             .map(take)
             .collect::<Result<_, _>>()?,
+        history: settings.watch.history.map(take).transpose()?,
     };
     sys::close_all_on_exec().map_err(|source| HardenError::Descriptors { source })?;
     Ok(inherited)

@@ -8,6 +8,7 @@ mod error;
 mod execute;
 mod files;
 mod harden;
+mod history;
 mod output;
 mod path;
 mod reaper;
@@ -22,6 +23,9 @@ mod user;
 
 use std::process::ExitCode;
 
+#[cfg(all(feature = "failpoints", not(debug_assertions)))]
+compile_error!("the feature `failpoints` breaks promises on purpose: debug builds alone have it");
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,7 +38,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let settings = args::parse(std::env::args_os().skip(1))?;
-    let inherited = harden::take_descriptors(&settings)?;
+    let mut inherited = harden::take_descriptors(&settings)?;
+    history::begin(&settings.watch, inherited.history.take())?;
     harden::restrict(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
+use crate::history::Account;
 use crate::sys::{pending_bytes, watch};
 
 pub(crate) type Events = mpsc::Sender<Result<ExecuteEvent, Status>>;
@@ -36,6 +37,7 @@ pub(crate) struct Outlet {
     limit: u64,
     kept: u64,
     dropped: u64,
+    account: Account,
 }
 
 enum Piece {
@@ -62,6 +64,7 @@ impl Outlet {
                 limit,
                 kept: 0,
                 dropped: 0,
+                account: Account::default(),
             },
             writer,
         ))
@@ -77,6 +80,10 @@ impl Outlet {
 
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    pub(crate) fn account(&self) -> &Account {
+        &self.account
     }
 
     /// Passes on one piece, when there is one and room for it. May be dropped
@@ -150,6 +157,7 @@ impl Outlet {
             Piece::Kept(bytes) => {
                 let length = bytes.len();
                 self.kept += length as u64;
+                self.account.add(&bytes);
                 if let Some(room) = room {
                     room.send(Ok(ExecuteEvent {
                         event: Some((self.event)(bytes)),

@@ -23,6 +23,7 @@ use crate::epoch::{Decision, EpochGate};
 use crate::error::{Failure, shown};
 use crate::execute::{self, Surroundings};
 use crate::files::Files;
+use crate::history::{self, Entry};
 use crate::path::open_folder;
 use crate::sweep::{Progress, Sweep};
 use crate::tree;
@@ -74,20 +75,36 @@ impl SidecarService {
 
     /// Lets a call pass under its epoch, after ending what an older holder
     /// left running; tells how many processes that were.
-    async fn enter(&self, epoch: u64) -> Result<(MutexGuard<'_, EpochGate>, u32), Failure> {
+    async fn enter(
+        &self,
+        call: &'static str,
+        epoch: u64,
+    ) -> Result<(MutexGuard<'_, EpochGate>, u32), Failure> {
         let mut gate = self.gate.lock().await;
-        match gate.judge(epoch) {
-            Decision::Current => Ok((gate, 0)),
-            Decision::Stale { highest } => Err(Failure::StaleEpoch {
-                given: epoch,
-                highest,
-            }),
+        let highest = gate.highest();
+        let (accepted, killed) = match gate.judge(epoch) {
+            Decision::Current => (true, 0),
+            Decision::Stale { .. } => (history::no_epoch_check(), 0),
             Decision::Adopt => {
                 let killed = self.kill_everything().await?;
                 gate.taken_over();
-                Ok((gate, killed))
+                (true, killed)
             }
+        };
+        history::entered(Entry {
+            epoch,
+            highest,
+            call,
+            accepted,
+            killed,
+        });
+        if !accepted {
+            return Err(Failure::StaleEpoch {
+                given: epoch,
+                highest,
+            });
         }
+        Ok((gate, killed))
     }
 
     /// Ends every process of the sandbox and waits until none is left.
@@ -174,7 +191,7 @@ impl Sidecar for SidecarService {
         &self,
         request: Request<AdoptRequest>,
     ) -> Result<Response<AdoptResponse>, Status> {
-        let (_gate, killed) = self.enter(request.into_inner().epoch).await?;
+        let (_gate, killed) = self.enter("adopt", request.into_inner().epoch).await?;
         Ok(Response::new(AdoptResponse { killed }))
     }
 
@@ -184,13 +201,19 @@ impl Sidecar for SidecarService {
     ) -> Result<Response<Self::ExecuteStream>, Status> {
         let trace = request.metadata().get(TRACE_KEY).cloned();
         let request = request.into_inner();
-        let (gate, _) = self.enter(request.epoch).await?;
+        let epoch = request.epoch;
+        let (gate, _) = self.enter("execute", epoch).await?;
+        history::before_execute();
+        if history::garbage() {
+            let nothing = tokio_stream::iter([Ok(ExecuteEvent { event: None })]);
+            return Ok(Response::new(Box::pin(nothing)));
+        }
         let running = {
             let command = {
                 let _user = AsUser::enter(self.files.user);
                 Command::prepare(request, &self.workspace)?
             };
-            execute::start(command, &self.around)?
+            execute::start(epoch, command, &self.around)?
         };
         drop(gate);
         let (events, mut receiver) = mpsc::channel(EVENTS_UNDER_WAY);
@@ -214,7 +237,7 @@ impl Sidecar for SidecarService {
         request: Request<WriteFileRequest>,
     ) -> Result<Response<WriteFileResponse>, Status> {
         let request = request.into_inner();
-        let (_gate, _) = self.enter(request.epoch).await?;
+        let (_gate, _) = self.enter("write_file", request.epoch).await?;
         let bytes_written = self.files.write(&request)?;
         Ok(Response::new(WriteFileResponse { bytes_written }))
     }
@@ -224,7 +247,7 @@ impl Sidecar for SidecarService {
         request: Request<ReadFileRequest>,
     ) -> Result<Response<ReadFileResponse>, Status> {
         let request = request.into_inner();
-        let (_gate, _) = self.enter(request.epoch).await?;
+        let (_gate, _) = self.enter("read_file", request.epoch).await?;
         Ok(Response::new(self.files.read(&request)?))
     }
 
@@ -233,7 +256,7 @@ impl Sidecar for SidecarService {
         request: Request<SignalRequest>,
     ) -> Result<Response<SignalResponse>, Status> {
         let request = request.into_inner();
-        let (_gate, _) = self.enter(request.epoch).await?;
+        let (_gate, _) = self.enter("signal", request.epoch).await?;
         let SignalRequest {
             pid, signal, group, ..
         } = request;
@@ -259,7 +282,7 @@ impl Sidecar for SidecarService {
         request: Request<ResetRequest>,
     ) -> Result<Response<ResetResponse>, Status> {
         let request = request.into_inner();
-        let (_gate, adopted) = self.enter(request.epoch).await?;
+        let (_gate, adopted) = self.enter("reset", request.epoch).await?;
         let killed = adopted + self.kill_everything().await?;
         if !request.keep_files {
             self.empty_scratch().await?;
