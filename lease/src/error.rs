@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use broker_schema::{ErrorCode, PoolId, SandboxId, TaskId, TenantId, WorkerId};
+use broker_schema::{
+    DispatcherId, ErrorCode, PoolId, RunId, SandboxId, TaskId, TenantId, WorkerId,
+};
 use deadpool_redis::PoolError;
 use redis::RedisError;
 
@@ -25,6 +27,12 @@ pub enum Fault {
         #[source]
         source: serde_json::Error,
     },
+    #[error(
+        "process {process} (host/pid) is that worker and is alive: stop it, or give this one another name"
+    )]
+    NameTaken { process: String },
+    #[error("the fleet takes workers of schema version {oldest} to {newest}")]
+    Schema { oldest: u32, newest: u32 },
     /// 2³² epochs were handed out. A new incarnation begins when the keys are removed.
     #[error("the epoch counter is spent, delete the key \"incarnation\" to begin a new one")]
     CounterSpent,
@@ -64,6 +72,18 @@ pub enum LeaseError {
         #[source]
         source: Fault,
     },
+    #[error(
+        "worker {worker} has schema version {ours}, the fleet takes {oldest} to {newest}: {}",
+        if ours < oldest { "install a newer worker" } else { "upgrade the dispatchers first" }
+    )]
+    SchemaRefused {
+        worker: WorkerId,
+        ours: u32,
+        oldest: u32,
+        newest: u32,
+    },
+    #[error("cannot read or set the schema versions that the fleet takes")]
+    Schema(#[source] Fault),
     #[error("cannot send the heartbeat of worker {worker}")]
     Heartbeat {
         worker: WorkerId,
@@ -151,10 +171,39 @@ pub enum LeaseError {
         #[source]
         source: Fault,
     },
+    #[error("cannot cancel or count for run {tenant}/{run}")]
+    Stop {
+        tenant: TenantId,
+        run: RunId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot read or write what pools and tenants have")]
+    Counts(#[source] Fault),
+    #[error("cannot read what was refused")]
+    Refusals(#[source] Fault),
+    #[error("cannot read the clock of redis")]
+    Clock(#[source] Fault),
+    #[error("cannot note or read which results may go")]
+    Removals(#[source] Fault),
     #[error("cannot reap dead workers")]
     Reap(#[source] Fault),
     #[error("cannot list leases")]
     Leases(#[source] Fault),
+    #[error("cannot tell what dispatcher {dispatcher} leads")]
+    Lead {
+        dispatcher: DispatcherId,
+        #[source]
+        source: Fault,
+    },
+    #[error("cannot look up who leads")]
+    Leaders(#[source] Fault),
+    #[error("cannot read what worker {worker} holds")]
+    Held {
+        worker: WorkerId,
+        #[source]
+        source: Fault,
+    },
 }
 
 impl LeaseError {
@@ -163,6 +212,7 @@ impl LeaseError {
         match self {
             Self::Options { .. } | Self::Url { .. } => ErrorCode::InvalidField,
             Self::TooOld { .. } => ErrorCode::RedisUnsuitable,
+            Self::SchemaRefused { .. } => ErrorCode::UnsupportedSchema,
             _ => match self.fault() {
                 Some(Fault::Redis(error)) if !transient(error) => ErrorCode::Internal,
                 Some(Fault::Garbled { .. } | Fault::Encode { .. } | Fault::CounterSpent) => {
