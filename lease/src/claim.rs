@@ -3,12 +3,15 @@
 use std::fmt;
 use std::time::Duration;
 
-use broker_schema::{Epoch, PoolId, RunId, SandboxId, SandboxRef, TaskId, TenantId};
+use broker_schema::{
+    CancelCause, Epoch, GroupId, PoolId, RunId, SandboxId, SandboxRef, TaskId, TenantId,
+};
 use uuid::Uuid;
 
 use crate::answer::{Answer, garbled};
 use crate::error::{Fault, LeaseError};
 use crate::keys;
+use crate::quota::{Quota, QuotaKind};
 use crate::store::{LeaseStore, millis};
 
 /// One intention to claim. Asking again with the same nonce gets the same grant.
@@ -43,6 +46,11 @@ pub struct ClaimRequest {
     pub nonce: ClaimNonce,
     /// Claim a task that is marked as finished: its terminal was looked for and is not there.
     pub again: bool,
+    pub group: Option<GroupId>,
+    /// The sandbox is to be kept.
+    pub session: bool,
+    /// What the tenant may have at once.
+    pub quota: Quota,
 }
 
 /// The answer to a claim.
@@ -57,7 +65,15 @@ pub enum Claim {
     Busy {
         remaining: Duration,
     },
-    Cancelled,
+    Cancelled {
+        cause: CancelCause,
+    },
+    /// The tenant has as much as it may have.
+    OverQuota {
+        kind: QuotaKind,
+        limit: u32,
+        current: u32,
+    },
     /// Its terminal was stored.
     Finished,
     Exhausted {
@@ -85,6 +101,7 @@ pub enum CancelState {
 
 impl LeaseStore {
     pub async fn claim(&self, request: &ClaimRequest) -> Result<Claim, LeaseError> {
+        let limit = |limit: Option<u32>| limit.map_or_else(String::new, |most| most.to_string());
         let args = [
             request.tenant.to_string(),
             request.run.to_string(),
@@ -96,6 +113,14 @@ impl LeaseStore {
             self.ttl_millis(),
             millis(keys::CLAIMED_FOR),
             u8::from(request.again).to_string(),
+            request
+                .group
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
+            u8::from(request.session).to_string(),
+            limit(request.quota.sandboxes),
+            limit(request.quota.running),
+            limit(request.quota.sessions),
         ];
         let answer = self.run(&self.scripts().claim, &args).await;
         answer
@@ -135,6 +160,15 @@ impl LeaseStore {
             })
     }
 
+    /// Whether a task was ever granted a sandbox.
+    pub async fn was_claimed(&self, tenant: &TenantId, task: TaskId) -> Result<bool, LeaseError> {
+        let mut exists = redis::cmd("HEXISTS");
+        exists
+            .arg(self.key(&format!("task:{tenant}:{task}")))
+            .arg("attempts");
+        self.command(&exists).await.map_err(LeaseError::Counts)
+    }
+
     /// Flags a task as cancelled and says where it is.
     pub async fn cancel(&self, tenant: &TenantId, task: TaskId) -> Result<CancelState, LeaseError> {
         let args = [
@@ -171,7 +205,14 @@ fn parse_claim(mut answer: Answer) -> Result<Claim, Fault> {
         "busy" => Claim::Busy {
             remaining: answer.millis("time left")?,
         },
-        "cancelled" => Claim::Cancelled,
+        "cancelled" => Claim::Cancelled {
+            cause: answer.value("cause")?,
+        },
+        "over_quota" => Claim::OverQuota {
+            kind: answer.value("quota")?,
+            limit: answer.value("limit")?,
+            current: answer.value("current value")?,
+        },
         "finished" => Claim::Finished,
         "exhausted" => Claim::Exhausted {
             attempts: answer.value("attempts")?,
@@ -199,7 +240,20 @@ mod tests {
         let text = id.to_string();
         let cases: &[(&[&str], Claim)] = &[
             (&["none_warm"], Claim::NoneWarm),
-            (&["cancelled"], Claim::Cancelled),
+            (
+                &["cancelled", "enough-4"],
+                Claim::Cancelled {
+                    cause: CancelCause::Enough { valid: 4 },
+                },
+            ),
+            (
+                &["over_quota", "running", "4", "5"],
+                Claim::OverQuota {
+                    kind: QuotaKind::Running,
+                    limit: 4,
+                    current: 5,
+                },
+            ),
             (&["finished"], Claim::Finished),
             (&["no_incarnation"], Claim::NoIncarnation),
             (&["exhausted", "4"], Claim::Exhausted { attempts: 4 }),
@@ -233,6 +287,9 @@ mod tests {
             &["what"],
             &["busy"],
             &["busy", "-1"],
+            &["cancelled", "why"],
+            &["over_quota", "what", "1", "1"],
+            &["over_quota", "running", "1"],
             &["granted", "x", "w", "2", "5", "1"],
             &["exhausted", "many"],
         ] {

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use broker_schema::{Epoch, PoolId, RunId, SandboxId, SandboxRef, TaskId, TenantId, WorkerId};
+use broker_schema::{
+    CancelCause, Epoch, GroupId, PoolId, RunId, SandboxId, SandboxRef, TaskId, TenantId, WorkerId,
+};
 
 use crate::answer::garbled;
 use crate::error::{Fault, LeaseError};
+use crate::group::{Finished, Vote};
 use crate::keys;
 use crate::store::{LeaseStore, millis};
 
@@ -13,9 +16,26 @@ use crate::store::{LeaseStore, millis};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewal {
     /// Held for another TTL, counted from before the renewal was sent.
-    Held { cancelled: Option<TaskId> },
+    Held { cancelled: Option<Cancelled> },
     /// Gone: kill what runs and go quiet.
     Lost,
+}
+
+/// What freeing or keeping a lease came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// The lease was held until then.
+    pub held: bool,
+    /// The task's group has as many valid results as were asked for, with this one.
+    pub enough: bool,
+}
+
+/// What under a lease is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cancelled {
+    /// None where a session waits for its next task: close it.
+    pub task: Option<TaskId>,
+    pub cause: CancelCause,
 }
 
 /// One lease, for people.
@@ -69,6 +89,7 @@ impl LeaseStore {
         tenant: &TenantId,
         run: &RunId,
         task: TaskId,
+        group: Option<&GroupId>,
     ) -> Result<Renewal, LeaseError> {
         let args = [
             lease.worker.to_string(),
@@ -79,13 +100,17 @@ impl LeaseStore {
             run.to_string(),
             task.to_string(),
             millis(keys::CLAIMED_FOR),
+            group.map_or_else(String::new, ToString::to_string),
         ];
         let answer = self.run(&self.scripts().assign, &args).await;
         answer
             .and_then(|mut answer| match answer.tag()?.as_str() {
                 "ok" => Ok(Renewal::Held { cancelled: None }),
                 "cancelled" => Ok(Renewal::Held {
-                    cancelled: Some(task),
+                    cancelled: Some(Cancelled {
+                        task: Some(task),
+                        cause: answer.value("cause")?,
+                    }),
                 }),
                 "stale" => Ok(Renewal::Lost),
                 other => Err(garbled("answer", other)),
@@ -107,7 +132,9 @@ impl LeaseStore {
         epoch: Epoch,
         finished: Option<(&TenantId, TaskId)>,
     ) -> Result<bool, LeaseError> {
-        self.finish(worker, sandbox, epoch, finished, false).await
+        let finished = finished.map(Finished::from);
+        let done = self.finish(worker, sandbox, epoch, finished.as_ref(), false);
+        done.await.map(|done| done.held)
     }
 
     /// Marks a task as finished and keeps its lease: the sandbox is a session's.
@@ -118,21 +145,26 @@ impl LeaseStore {
         epoch: Epoch,
         finished: (&TenantId, TaskId),
     ) -> Result<bool, LeaseError> {
-        self.finish(worker, sandbox, epoch, Some(finished), true)
-            .await
+        let finished = Finished::from(finished);
+        let done = self.finish(worker, sandbox, epoch, Some(&finished), true);
+        done.await.map(|done| done.held)
     }
 
-    async fn finish(
+    /// Frees a lease, or keeps it as a session's; marks a task as finished and counts its result
+    /// for its group, where it says so.
+    pub async fn finish(
         &self,
         worker: &WorkerId,
         sandbox: SandboxId,
         epoch: Epoch,
-        finished: Option<(&TenantId, TaskId)>,
+        finished: Option<&Finished<'_>>,
         keep: bool,
-    ) -> Result<bool, LeaseError> {
-        let (tenant, task) = finished.map_or_else(Default::default, |(tenant, task)| {
-            (tenant.to_string(), task.to_string())
+    ) -> Result<Done, LeaseError> {
+        let (tenant, task) = finished.map_or_else(Default::default, |finished| {
+            (finished.tenant.to_string(), finished.task.to_string())
         });
+        let vote = finished.and_then(|finished| finished.vote);
+        let [run, group, need, life] = vote.map_or_else(Default::default, Vote::args);
         let args = [
             worker.to_string(),
             sandbox.to_string(),
@@ -142,11 +174,19 @@ impl LeaseStore {
             millis(keys::FINISHED_FOR),
             tenant,
             task,
+            run,
+            group,
+            need,
+            life,
         ];
         let answer = self.run(&self.scripts().finish, &args).await;
         answer
-            .and_then(|mut answer| answer.tag())
-            .map(|tag| tag == "ok")
+            .and_then(|mut answer| {
+                Ok(Done {
+                    held: answer.tag()? == "ok",
+                    enough: answer.text("count")? == "enough",
+                })
+            })
             .map_err(|source| LeaseError::Release {
                 worker: worker.clone(),
                 sandbox,
@@ -183,12 +223,17 @@ fn parse_renewal(text: &str) -> Result<Renewal, Fault> {
     match text.split_once(':') {
         None if text == "lost" => Ok(Renewal::Lost),
         None if text == "held" => Ok(Renewal::Held { cancelled: None }),
-        Some(("held", task)) => task
-            .parse()
-            .map(|task| Renewal::Held {
-                cancelled: Some(task),
+        Some(("held", rest)) => {
+            let (task, cause) = rest.split_once(':').unwrap_or((rest, ""));
+            let idle = task.is_empty() && !cause.is_empty();
+            let task = (!idle)
+                .then(|| task.parse().map_err(|_| garbled("task id", task)))
+                .transpose()?;
+            let cause = cause.parse().map_err(|_| garbled("cause", cause))?;
+            Ok(Renewal::Held {
+                cancelled: Some(Cancelled { task, cause }),
             })
-            .map_err(|_| garbled("task id", task)),
+        }
         _ => Err(garbled("renewal", text)),
     }
 }
@@ -238,10 +283,39 @@ mod tests {
         assert_eq!(
             parse_renewal(&format!("held:{task}")).unwrap(),
             Renewal::Held {
-                cancelled: Some(task)
+                cancelled: Some(Cancelled {
+                    task: Some(task),
+                    cause: CancelCause::Asked
+                })
             }
         );
-        for bad in ["", "held:", "held:x", "lost:x", "other"] {
+        assert_eq!(
+            parse_renewal(&format!("held:{task}:enough-3")).unwrap(),
+            Renewal::Held {
+                cancelled: Some(Cancelled {
+                    task: Some(task),
+                    cause: CancelCause::Enough { valid: 3 }
+                })
+            }
+        );
+        assert_eq!(
+            parse_renewal("held::run").unwrap(),
+            Renewal::Held {
+                cancelled: Some(Cancelled {
+                    task: None,
+                    cause: CancelCause::Run
+                })
+            }
+        );
+        for bad in [
+            "",
+            "held:",
+            "held:x",
+            "held:x:run",
+            "held::what",
+            "lost:x",
+            "other",
+        ] {
             assert!(parse_renewal(bad).is_err(), "{bad}");
         }
     }

@@ -2,8 +2,8 @@
 
 mod support;
 
-use broker_schema::{Epoch, TaskId};
-use remuda_lease::{CancelState, Claim, Renewal};
+use broker_schema::{CancelCause, Epoch, TaskId};
+use remuda_lease::{CancelState, Cancelled, Claim, Renewal};
 use support::{Redis, fleet, granted, offer, record, request, tenant, worker};
 
 #[tokio::test]
@@ -58,7 +58,9 @@ async fn a_cancellation_reaches_the_claim_and_the_renewal() {
     );
     assert_eq!(
         store.claim(&request(queued)).await.unwrap(),
-        Claim::Cancelled
+        Claim::Cancelled {
+            cause: CancelCause::Asked
+        }
     );
 
     let task = TaskId::new();
@@ -75,7 +77,10 @@ async fn a_cancellation_reaches_the_claim_and_the_renewal() {
             .await
             .unwrap(),
         [Renewal::Held {
-            cancelled: Some(task)
+            cancelled: Some(Cancelled {
+                task: Some(task),
+                cause: CancelCause::Asked
+            })
         }]
     );
     let finished = Some((&tenant(), task));
@@ -107,7 +112,10 @@ async fn a_session_keeps_its_lease_and_its_tasks_can_be_cancelled() {
 
     let (next, run) = (TaskId::new(), "run".parse().unwrap());
     assert_eq!(
-        store.assign(&held, &tenant(), &run, next).await.unwrap(),
+        store
+            .assign(&held, &tenant(), &run, next, None)
+            .await
+            .unwrap(),
         Renewal::Held { cancelled: None }
     );
     let leases = store.leases().await.unwrap();
@@ -120,7 +128,10 @@ async fn a_session_keeps_its_lease_and_its_tasks_can_be_cancelled() {
             .await
             .unwrap(),
         [Renewal::Held {
-            cancelled: Some(next)
+            cancelled: Some(Cancelled {
+                task: Some(next),
+                cause: CancelCause::Asked
+            })
         }]
     );
     store
@@ -128,7 +139,10 @@ async fn a_session_keeps_its_lease_and_its_tasks_can_be_cancelled() {
         .await
         .unwrap();
     assert_eq!(
-        store.assign(&held, &tenant(), &run, next).await.unwrap(),
+        store
+            .assign(&held, &tenant(), &run, next, None)
+            .await
+            .unwrap(),
         Renewal::Lost
     );
 }

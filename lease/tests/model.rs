@@ -6,9 +6,11 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use broker_schema::{Epoch, SandboxId, SandboxRef, TaskId};
+use broker_schema::{CancelCause, Epoch, SandboxId, SandboxRef, TaskId};
 use proptest::prelude::*;
-use remuda_lease::{CancelState, Claim, ClaimNonce, ClaimRequest, LeaseStore, Offered, Renewal};
+use remuda_lease::{
+    CancelState, Cancelled, Claim, ClaimNonce, ClaimRequest, LeaseStore, Offered, Renewal,
+};
 use support::{Redis, pool, record, request, tenant, worker};
 
 const WORKERS: [&str; 2] = ["w1", "w2"];
@@ -214,7 +216,10 @@ impl World {
                 let lease = [(sandbox.sandbox, sandbox.epoch)];
                 let renewed = self.store.renew(&sandbox.worker, &lease).await;
                 let expected = if self.leased(sandbox.sandbox, sandbox.epoch) {
-                    let cancelled = self.model.tasks[t].cancelled.then_some(self.tasks[t]);
+                    let cancelled = self.model.tasks[t].cancelled.then_some(Cancelled {
+                        task: Some(self.tasks[t]),
+                        cause: CancelCause::Asked,
+                    });
                     Renewal::Held { cancelled }
                 } else {
                     Renewal::Lost
@@ -272,7 +277,8 @@ impl World {
         {
             assert!(matches!(answer, Claim::Conflict { .. }), "{answer:?}");
         } else if task.cancelled {
-            assert_eq!(answer, Claim::Cancelled);
+            let cause = CancelCause::Asked;
+            assert_eq!(answer, Claim::Cancelled { cause });
         } else if task.finished {
             assert_eq!(answer, Claim::Finished);
         } else if let Some((sandbox, epoch, nonce)) = live {

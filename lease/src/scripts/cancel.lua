@@ -6,7 +6,7 @@ local claim = key('task', tenant, task)
 local fields = redis.call('HMGET', claim, 'finished', 'sandbox', 'incarnation', 'counter')
 if fields[1] then return { 'finished' } end
 local known = redis.call('EXISTS', claim) == 1
-redis.call('HSET', claim, 'cancelled', '1')
+redis.call('HSET', claim, 'cancelled', 'asked')
 if not known then redis.call('PEXPIRE', claim, ARGV[4]) end
 if fields[2] then
   local record = sandbox_of(fields[2])

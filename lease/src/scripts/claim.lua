@@ -1,9 +1,12 @@
 -- Claims a warm sandbox of a pool for one attempt at a task.
 -- ARGV: tenant, run, task, pool, request digest, most attempts, nonce, ttl ms,
---       life of the task's record ms, '1' to claim a finished task again
+--       life of the task's record ms, '1' to claim a finished task again,
+--       group or '', '1' for a session, then what the tenant may have at once, each a number
+--       or '': sandboxes, running tasks, sessions
 -- Answers: {'granted', sandbox, worker, incarnation, counter, attempt}
 --          {'none_warm'} | {'busy', ms that the other lease has left}
---          {'cancelled'} | {'finished'} | {'exhausted', attempts}
+--          {'cancelled', cause} | {'finished'} | {'exhausted', attempts}
+--          {'over_quota', 'sandboxes'|'running'|'sessions', limit, current}
 --          {'conflict', digest of the first} | {'no_incarnation'} | {'counter_spent'}
 -- The same nonce gets the same grant for as long as it holds.
 local tenant, run, task, pool, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -16,8 +19,11 @@ local fields = redis.call('HMGET', record, 'digest', 'attempts', 'cancelled', 'f
   'sandbox', 'nonce', 'incarnation', 'counter')
 local attempts = tonumber(fields[2] or nil) or 0
 if fields[1] and fields[1] ~= digest then return { 'conflict', fields[1] } end
-if fields[3] then return { 'cancelled' } end
+if fields[3] then return { 'cancelled', fields[3] } end
 if fields[4] and ARGV[10] ~= '1' then return { 'finished' } end
+local group, session = ARGV[11] or '', ARGV[12] == '1'
+local cause = stopped(tenant, run, group)
+if cause then return { 'cancelled', cause } end
 if fields[5] then
   local held = sandbox_of(fields[5])
   if held and held.task == task and held.tenant == tenant and leased(held, now)
@@ -57,6 +63,17 @@ end
 if (tonumber(redis.call('GET', key('counter')) or nil) or 0) >= 4294967295 then
   return { 'counter_spent' }
 end
+-- Leases are counted where they are made: two dispatchers cannot both give
+-- the last one.
+local function full(what, limit)
+  if not limit or limit == '' then return nil end
+  local current = leases_in(key('use', tenant, what), now)
+  if current >= tonumber(limit) then return { 'over_quota', what, limit, int(current) } end
+end
+
+local over = (session and full('sessions', ARGV[15])) or full('sandboxes', ARGV[13])
+  or full('running', ARGV[14])
+if over then return over end
 local id, worker = pick()
 if not id then return { 'none_warm' } end
 local counter = int(redis.call('INCR', key('counter')))
@@ -64,6 +81,9 @@ attempts = attempts + 1
 redis.call('HSET', key('sandbox', id), 'state', 'leased', 'incarnation', current,
   'counter', counter, 'until', int(now + ttl), 'tenant', tenant, 'run', run, 'task', task,
   'attempt', int(attempts), 'nonce', nonce)
+if group ~= '' then redis.call('HSET', key('sandbox', id), 'group', group) end
+if session then redis.call('HSET', key('sandbox', id), 'session', '1') end
+count_lease(id, { pool = pool, tenant = tenant, task = task, session = session }, int(now + ttl))
 redis.call('HDEL', record, 'finished')
 redis.call('HSET', record, 'digest', digest, 'attempts', int(attempts), 'sandbox', id,
   'nonce', nonce, 'incarnation', current, 'counter', counter)

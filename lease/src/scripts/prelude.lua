@@ -47,12 +47,18 @@ end
 local function sandbox_of(id)
   local names = {
     'worker', 'pool', 'state', 'incarnation', 'counter', 'until', 'tenant', 'task', 'nonce',
+    'run', 'group', 'session',
   }
   local values = redis.call('HMGET', key('sandbox', id), unpack(names))
   if not values[1] then return nil end
   local record = {}
   for i, name in ipairs(names) do record[name] = values[i] or nil end
   return record
+end
+
+-- Counts what was refused: somebody acts for whom it is not.
+local function refuse(what)
+  redis.call('HINCRBY', key('refused'), what, 1)
 end
 
 -- Whether a record is a lease that has not run out.
@@ -65,8 +71,57 @@ local function holds(record, worker, epoch_incarnation, epoch_counter)
     and record.incarnation == epoch_incarnation and record.counter == epoch_counter
 end
 
+-- Counts a lease for its pool and its tenant until it ends. The counts are
+-- sorted by that time, so that a lease that ran out counts for nothing.
+local function count_lease(id, record, ends)
+  redis.call('ZADD', key('leased', record.pool or ''), ends, id)
+  if not record.tenant then return end
+  redis.call('ZADD', key('use', record.tenant, 'sandboxes'), ends, id)
+  if record.task then
+    redis.call('ZADD', key('use', record.tenant, 'running'), ends, id)
+  else
+    redis.call('ZREM', key('use', record.tenant, 'running'), id)
+  end
+  if record.session then redis.call('ZADD', key('use', record.tenant, 'sessions'), ends, id) end
+end
+
+local function discount_lease(id, record)
+  redis.call('ZREM', key('leased', record.pool or ''), id)
+  if not record.tenant then return end
+  for _, what in ipairs({ 'sandboxes', 'running', 'sessions' }) do
+    redis.call('ZREM', key('use', record.tenant, what), id)
+  end
+end
+
+-- How many leases a count has now.
+local function leases_in(count, now)
+  redis.call('ZREMRANGEBYSCORE', count, '-inf', int(now))
+  return redis.call('ZCARD', count)
+end
+
+-- Why tasks of a run, or of a group of it, must not go on; nil where they may.
+local function stopped(tenant, run, group)
+  local flags = { key('stop', tenant, run) }
+  if group and group ~= '' then flags[2] = key('stop', tenant, run, group) end
+  local causes = redis.call('MGET', unpack(flags))
+  return causes[1] or causes[2] or nil
+end
+
+-- A task of a group has ended with a valid result. With as many as are asked
+-- for the group is stopped; true where this one did it.
+local function vote(tenant, run, group, task, need, life)
+  local valid, stop = key('valid', tenant, run, group), key('stop', tenant, run, group)
+  redis.call('SADD', valid, task)
+  redis.call('PEXPIRE', valid, life)
+  if redis.call('SCARD', valid) < tonumber(need) then return false end
+  local first = redis.call('SET', stop, 'enough-' .. need, 'NX', 'PX', life)
+  redis.call('PEXPIRE', stop, life)
+  return first ~= false
+end
+
 -- Takes a sandbox out of everything.
 local function forget(id, record)
+  discount_lease(id, record)
   redis.call('DEL', key('sandbox', id))
   redis.call('ZREM', key('warm', record.pool or ''), id)
   redis.call('SREM', key('held', record.worker), id)

@@ -11,6 +11,7 @@ if not record or record.state ~= 'leased' or record.nonce ~= nonce or record.tas
   return { 'stale' }
 end
 redis.call('HSET', key('sandbox', id), 'until', '0')
+discount_lease(id, record)
 local claim = key('task', tenant, task)
 if redis.call('HGET', claim, 'nonce') == nonce then
   redis.call('HDEL', claim, 'sandbox', 'nonce', 'incarnation', 'counter')

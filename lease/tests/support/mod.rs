@@ -153,6 +153,9 @@ pub(crate) fn request(task: TaskId) -> ClaimRequest {
         max_attempts: 4,
         nonce: ClaimNonce::new(),
         again: false,
+        group: None,
+        session: false,
+        quota: remuda_lease::Quota::default(),
     }
 }
 
