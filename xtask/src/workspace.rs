@@ -48,6 +48,12 @@ impl Workspace {
         self.private().join("tools/bin")
     }
 
+    /// An older nats-server than the one that is used.
+    pub(crate) fn old_nats(&self, version: &str) -> PathBuf {
+        let folder = format!("tools/nats-server-{version}");
+        self.private().join(folder).join("nats-server")
+    }
+
     pub(crate) fn venv(&self) -> PathBuf {
         self.private().join("venv")
     }

@@ -19,7 +19,7 @@ use crate::process::Process;
 use crate::wait::eventually;
 
 pub use nats::Nats;
-pub use redis::Redis;
+pub use redis::{Redis, ask as ask_redis};
 
 /// `nats-server` with JetStream on a file store.
 pub type NatsServer = Server<Nats>;
@@ -102,6 +102,11 @@ impl<K: Kind> Server<K> {
 
     pub fn data(&self) -> &Path {
         self.data.path()
+    }
+
+    /// How it is started the next time.
+    pub fn kind_mut(&mut self) -> &mut K {
+        &mut self.kind
     }
 
     pub fn process(&self) -> &Process {

@@ -1,7 +1,7 @@
 //! nats-server.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
@@ -16,11 +16,17 @@ use crate::binaries::tool;
 pub struct Nats {
     /// Appended to the command line.
     pub args: Vec<String>,
+    /// Another program than the one that is found.
+    pub program: Option<PathBuf>,
 }
 
 impl Kind for Nats {
     fn command(&self, address: SocketAddr, data: &Path, name: &str) -> anyhow::Result<Command> {
-        let mut command = Command::new(tool("nats-server")?);
+        let program = match &self.program {
+            Some(program) => program.clone(),
+            None => tool("nats-server")?,
+        };
+        let mut command = Command::new(program);
         command
             .args(["--addr", &address.ip().to_string()])
             .args(["--port", &address.port().to_string()])

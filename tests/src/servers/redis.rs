@@ -16,6 +16,8 @@ use crate::binaries::tool;
 pub struct Redis {
     /// Appended to the command line.
     pub args: Vec<String>,
+    /// Added to its environment.
+    pub envs: Vec<(String, String)>,
 }
 
 impl Kind for Redis {
@@ -29,7 +31,8 @@ impl Kind for Redis {
             .args(["--appendonly", "yes", "--appendfsync", "everysec"])
             .args(["--save", "", "--maxmemory-policy", "noeviction"])
             .args(["--daemonize", "no"])
-            .args(&self.args);
+            .args(&self.args)
+            .envs(self.envs.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
 
@@ -59,6 +62,15 @@ impl Server<Redis> {
         let reply = request(self.address(), words).await?;
         reply.map_err(|error| anyhow::anyhow!("redis answers `{}` with: {error}", words.join(" ")))
     }
+}
+
+/// Runs one command on any Redis, on a connection of its own. `Err` is the server's own word, and
+/// "nothing" where there is nothing.
+pub async fn ask(url: &str, words: &[&str]) -> anyhow::Result<Result<String, String>> {
+    let host = url.strip_prefix("redis://").unwrap_or(url);
+    let host = host.rsplit('@').next().unwrap_or(host);
+    let address = host.trim_end_matches('/').parse()?;
+    Ok(request(address, words).await?)
 }
 
 /// The answer, or the error that the server answers with.

@@ -1,6 +1,7 @@
 //! A worker on the fake backend between real servers, and what a dispatcher and a client do
 //! around it.
 
+#![allow(dead_code, reason = "every test file uses another part")]
 #![expect(
     clippy::unwrap_used,
     reason = "what tests share, where clippy's own exception does not reach"
@@ -13,7 +14,8 @@ use broker_schema::digest::sha256_hex;
 use broker_schema::pool::{BackendKind, PoolSpec};
 use broker_schema::stream::Sizes;
 use broker_schema::{
-    ControlMessage, Frame, Placement, SandboxRef, Step, TaskRequest, Terminal, Timestamp, WorkerId,
+    ControlMessage, Frame, Placement, SandboxRef, SessionOptions, Step, TaskRequest, Terminal,
+    Timestamp, WorkerId,
 };
 use futures::StreamExt as _;
 use remuda_client::broker::{Broker, BrokerOptions, Outgoing};
@@ -53,7 +55,12 @@ impl Fleet {
         let file = config.path().join("nats.conf");
         std::fs::write(&file, "max_payload: 8388608\n").unwrap();
         let args = vec!["--config".to_owned(), file.to_str().unwrap().to_owned()];
-        let nats = NatsServer::start_with(Nats { args }).await.unwrap();
+        let nats = NatsServer::start_with(Nats {
+            args,
+            ..Nats::default()
+        })
+        .await
+        .unwrap();
         let redis = RedisServer::start().await.unwrap();
         let broker = Broker::connect(&BrokerOptions {
             url: nats.url(),
@@ -169,6 +176,9 @@ impl Fleet {
             max_attempts: 4,
             nonce: ClaimNonce::new(),
             again: false,
+            group: task.group.clone(),
+            session: task.keep_alive.is_some(),
+            quota: remuda_lease::Quota::default(),
         };
         let claim = self.leases.claim(&request).await.unwrap();
         let Claim::Granted { sandbox, attempt } = claim else {
@@ -201,6 +211,30 @@ impl Fleet {
             ..Outgoing::default()
         };
         self.broker.publish(message, LONG).await.unwrap();
+    }
+
+    /// A session, opened.
+    pub(crate) async fn open(&self, options: SessionOptions) -> SandboxRef {
+        let mut open = task(&[]);
+        open.keep_alive = Some(options);
+        self.submit(&open).await;
+        let opened = self.terminal(&open).await;
+        assert!(opened.kept, "{}", opened.evidence);
+        opened.sandbox.unwrap()
+    }
+
+    /// Waits until a task went back to the dispatcher, without a terminal.
+    pub(crate) async fn returned(&self, task: &TaskRequest) {
+        let stream = self.broker.streams().requests.clone();
+        eventually("returned request", LONG, async || {
+            match self.unsettled(&stream).await {
+                1.. => Ok(()),
+                found => Err(format!("{found} requests; {:?}", self.stored(task).await)),
+            }
+        })
+        .await
+        .unwrap();
+        assert!(self.stored(task).await.is_none(), "there is no result");
     }
 
     /// What a client does: a task straight to its session.
