@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use broker_schema::pool::PoolSpec;
-use broker_schema::{PoolId, SandboxId, WorkerId};
+use broker_schema::{Epoch, PoolId, SandboxId, WorkerId};
 
-use crate::answer::garbled;
+use crate::answer::{Answer, garbled};
 use crate::error::{Fault, LeaseError};
 use crate::store::LeaseStore;
 
@@ -21,7 +21,25 @@ pub enum Offered {
     Unregistered,
 }
 
+/// What the registry says of one sandbox of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// In the inventory, under this incarnation.
+    Warm { incarnation: u32 },
+    /// Leased; `live` until the lease has run out.
+    Leased { epoch: Epoch, live: bool },
+}
+
 impl LeaseStore {
+    /// Everything that the registry says one worker has. What cannot be read is left out.
+    pub async fn held(&self, worker: &WorkerId) -> Result<BTreeMap<SandboxId, Held>, LeaseError> {
+        let answer = self.run(&self.scripts().held, &[worker.to_string()]).await;
+        answer.and_then(held).map_err(|source| LeaseError::Held {
+            worker: worker.clone(),
+            source,
+        })
+    }
+
     /// Offers sandboxes that are verified clean and idle. Repeating it changes nothing, so a
     /// worker offers all its idle sandboxes with every heartbeat: a sandbox whose placement
     /// never came returns to the inventory by it.
@@ -119,8 +137,11 @@ impl LeaseStore {
     pub async fn pools(&self) -> Result<Vec<PoolSpec>, LeaseError> {
         let mut get = redis::cmd("HGETALL");
         get.arg(self.key("pools"));
-        let stored: BTreeMap<String, String> =
-            self.command(&get).await.map_err(LeaseError::Pools)?;
+        let stored: BTreeMap<String, String> = match self.command(&get).await {
+            Err(fault) if self.mended(&fault).await => self.command(&get).await,
+            done => done,
+        }
+        .map_err(LeaseError::Pools)?;
         let mut pools = Vec::with_capacity(stored.len());
         for (name, json) in stored {
             match serde_json::from_str::<PoolSpec>(&json) {
@@ -129,5 +150,65 @@ impl LeaseStore {
             }
         }
         Ok(pools)
+    }
+}
+
+fn held(mut answer: Answer) -> Result<BTreeMap<SandboxId, Held>, Fault> {
+    let mut all = BTreeMap::new();
+    while !answer.is_done() {
+        let [sandbox, state, incarnation, counter] = [
+            answer.text("sandbox id")?,
+            answer.text("state")?,
+            answer.text("incarnation")?,
+            answer.text("epoch counter")?,
+        ];
+        let read = || {
+            let incarnation = incarnation.parse().ok()?;
+            let held = match state.as_str() {
+                "warm" => Held::Warm { incarnation },
+                "leased" | "over" => Held::Leased {
+                    epoch: Epoch::new(incarnation, counter.parse().ok()?),
+                    live: state == "leased",
+                },
+                _ => return None,
+            };
+            Some((sandbox.parse().ok()?, held))
+        };
+        if let Some((sandbox, held)) = read() {
+            all.insert(sandbox, held);
+        } else {
+            tracing::warn!(sandbox, "a sandbox in redis cannot be read, left out");
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_has_is_read_and_garbage_left_out() {
+        let ids: Vec<SandboxId> = (0..3).map(|_| SandboxId::new()).collect();
+        let texts: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let [a, b, c] = [&texts[0], &texts[1], &texts[2]];
+        let answer = [
+            a, "warm", "3", "0", b, "leased", "3", "7", c, "over", "2", "9", "no uuid", "warm",
+            "1", "0", a, "odd", "1", "0",
+        ];
+        let read = held(Answer::new(answer.map(str::to_owned).into())).unwrap();
+        let leased = |incarnation, counter, live| Held::Leased {
+            epoch: Epoch::new(incarnation, counter),
+            live,
+        };
+        assert_eq!(
+            read.into_iter().collect::<Vec<_>>(),
+            [
+                (ids[0], Held::Warm { incarnation: 3 }),
+                (ids[1], leased(3, 7, true)),
+                (ids[2], leased(2, 9, false)),
+            ]
+        );
+        assert!(held(Answer::new(vec![a.clone()])).is_err());
     }
 }

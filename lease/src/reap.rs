@@ -1,5 +1,7 @@
 //! Workers that are not heard of any more.
 
+use std::time::Duration;
+
 use broker_schema::WorkerId;
 
 use crate::error::LeaseError;
@@ -25,6 +27,21 @@ impl LeaseStore {
             }
         }
         Ok(workers)
+    }
+
+    /// Takes out a worker that is known to be gone, unless it was heard of within `silent`; true
+    /// where it was. [`reap`](Self::reap) tells of it from then on.
+    pub async fn declare_dead(
+        &self,
+        worker: &WorkerId,
+        silent: Duration,
+    ) -> Result<bool, LeaseError> {
+        let args = [worker.to_string(), millis(silent)];
+        let answer = self.run(&self.scripts().declare_dead, &args).await;
+        answer
+            .and_then(|mut answer| answer.tag())
+            .map(|tag| tag == "dead")
+            .map_err(LeaseError::Reap)
     }
 
     /// A dead worker's placements are seen to.

@@ -1,6 +1,7 @@
 //! Workers: registration, heartbeats, targets.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use broker_schema::pool::{BackendKind, PoolSpec};
@@ -68,14 +69,35 @@ pub struct WorkerInfo {
 }
 
 impl LeaseStore {
-    /// The first heartbeat of a worker's life.
+    /// The first heartbeat of a worker's life. Refused where the fleet does not take workers of
+    /// its schema version.
     pub async fn register(&self, record: &WorkerRecord) -> Result<HeartbeatReply, LeaseError> {
-        self.beat(record, true)
-            .await
-            .map_err(|source| LeaseError::Register {
+        self.beat(record, true).await.map_err(|fault| match fault {
+            Fault::Schema { oldest, newest } => LeaseError::SchemaRefused {
+                worker: record.worker.clone(),
+                ours: record.schema,
+                oldest,
+                newest,
+            },
+            source => LeaseError::Register {
                 worker: record.worker.clone(),
                 source,
-            })
+            },
+        })
+    }
+
+    /// Says which schema versions of workers the fleet takes. A worker of another one that is
+    /// registered is told to leave with its next heartbeat.
+    pub async fn set_schemas(&self, taken: RangeInclusive<u32>) -> Result<(), LeaseError> {
+        let range = format!("{}:{}", taken.start(), taken.end());
+        let answer = self.run(&self.scripts().schema, &[range]).await;
+        answer.map(drop).map_err(LeaseError::Schema)
+    }
+
+    /// Which schema versions of workers the fleet takes; `None` where nobody has said so.
+    pub async fn schemas(&self) -> Result<Option<RangeInclusive<u32>>, LeaseError> {
+        let answer = self.run(&self.scripts().schema, &[]).await;
+        answer.and_then(schemas).map_err(LeaseError::Schema)
     }
 
     /// Says that a worker is alive and asks what it should do. Taken only under the incarnation
@@ -99,6 +121,7 @@ impl LeaseStore {
             record.incarnation.to_string(),
             json,
             u8::from(first).to_string(),
+            self.ttl_millis(),
         ];
         let answer = self.run(&self.scripts().heartbeat, &args).await?;
         reply(answer)
@@ -138,6 +161,21 @@ impl LeaseStore {
         answer.and_then(infos).map_err(LeaseError::Workers)
     }
 
+    /// What was refused so far, by what it was: heartbeats in another's name, renewals and
+    /// releases of leases that were not, or no longer, the caller's.
+    pub async fn refusals(&self) -> Result<BTreeMap<String, u64>, LeaseError> {
+        let read = async {
+            let mut answer = self.run(&self.scripts().refusals, &[]).await?;
+            let mut refused = BTreeMap::new();
+            while !answer.is_done() {
+                let what = answer.text("refusal")?;
+                refused.insert(what, answer.value("count")?);
+            }
+            Ok(refused)
+        };
+        read.await.map_err(LeaseError::Refusals)
+    }
+
     /// Sets how many sandboxes of each pool a worker should keep (warm) and may have (max).
     /// False where nobody knows the worker.
     pub async fn set_targets(
@@ -163,6 +201,7 @@ impl LeaseStore {
 
 fn reply(mut answer: Answer) -> Result<HeartbeatReply, Fault> {
     let tag = answer.tag()?;
+    // Of a refusal it is the oldest schema version.
     let incarnation = answer.optional("incarnation")?;
     let mut reply = HeartbeatReply {
         incarnation,
@@ -171,6 +210,13 @@ fn reply(mut answer: Answer) -> Result<HeartbeatReply, Fault> {
     };
     match tag.as_str() {
         "stale" => Ok(reply),
+        "taken" => Err(Fault::NameTaken {
+            process: answer.text("process")?,
+        }),
+        "schema" => Err(Fault::Schema {
+            oldest: incarnation.unwrap_or_default(),
+            newest: answer.value("schema version")?,
+        }),
         "ok" => {
             reply.draining = answer.flag("draining")?;
             while !answer.is_done() {
@@ -188,6 +234,20 @@ fn reply(mut answer: Answer) -> Result<HeartbeatReply, Fault> {
         }
         other => Err(garbled("answer", other)),
     }
+}
+
+fn schemas(mut answer: Answer) -> Result<Option<RangeInclusive<u32>>, Fault> {
+    answer.tag()?;
+    let text = answer.text("schema versions")?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let range = text
+        .split_once(':')
+        .and_then(|(oldest, newest)| Some(oldest.parse().ok()?..=newest.parse().ok()?));
+    range
+        .map(Some)
+        .ok_or_else(|| garbled("schema versions", &text))
 }
 
 fn target(pool: &str, counts: &str, spec: &str) -> Option<PoolTarget> {
@@ -253,6 +313,14 @@ mod tests {
     fn a_stale_heartbeat_learns_the_incarnation() {
         assert_eq!(reply(answer(&["stale", "7"])).unwrap().incarnation, Some(7));
         assert_eq!(reply(answer(&["stale", ""])).unwrap().incarnation, None);
+        let refused = reply(answer(&["schema", "2", "3"]));
+        assert!(matches!(
+            refused,
+            Err(Fault::Schema {
+                oldest: 2,
+                newest: 3
+            })
+        ));
         for bad in [&["huh"][..], &["stale", "x"], &["ok"], &["ok", "1"], &[]] {
             assert!(reply(answer(bad)).is_err(), "{bad:?}");
         }

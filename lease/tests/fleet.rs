@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use broker_schema::{ErrorCode, SandboxId, TaskId};
-use remuda_lease::{Claim, Offered, Renewal};
+use remuda_lease::{Claim, Held, Offered, Renewal};
 use support::{Redis, fleet, granted, offer, pool, record, request, until, worker};
 
 #[tokio::test]
@@ -212,47 +212,96 @@ async fn foreign_members_of_the_inventory_are_passed_over() {
 }
 
 #[tokio::test]
-async fn keys_of_other_types_are_errors_that_say_so() {
+async fn keys_of_other_types_are_set_aside_and_everything_goes_on() {
     let redis = Redis::start();
     let store = fleet(&redis).await;
-    for key in [
-        "warm:py",
-        "pools",
-        "workers",
-        "dead",
-        "incarnation",
-        "counter",
-        "worker:w1",
-    ] {
+    let task = TaskId::new();
+    let keys = [
+        "warm:py".to_owned(),
+        "pools".to_owned(),
+        "workers".to_owned(),
+        "dead".to_owned(),
+        "counter".to_owned(),
+        "worker:w1".to_owned(),
+        "held:w1".to_owned(),
+        format!("task:{}:{task}", support::tenant()),
+    ];
+    for key in &keys {
         let key = format!("{{remuda}}:{key}");
         redis.command(&["DEL", &key]).await;
-        redis.command(&["LPUSH", &key, "x"]).await;
+        redis.command(&["LPUSH", &key, "precious"]).await;
     }
-    let codes = [
-        store
-            .claim(&request(TaskId::new()))
-            .await
-            .unwrap_err()
-            .code(),
-        store.heartbeat(&record("w1", 1)).await.unwrap_err().code(),
-        store
-            .offer(&worker("w1"), 1, &pool(), &[SandboxId::new()])
-            .await
-            .unwrap_err()
-            .code(),
-        store.reap().await.unwrap_err().code(),
-        store.workers().await.unwrap_err().code(),
-        store.pools().await.unwrap_err().code(),
-        store.warm_counts().await.unwrap_err().code(),
-        store.incarnation().await.unwrap_err().code(),
-    ];
-    assert_eq!(codes, [ErrorCode::Internal; 8]);
-    redis.command(&["DEL", "{remuda}:incarnation"]).await;
-    redis.command(&["SET", "{remuda}:incarnation", "-5"]).await;
-    assert_eq!(
-        store.incarnation().await.unwrap_err().code(),
-        ErrorCode::Internal
-    );
+    // Somebody else's, under no name of the fleet's: none of its business.
+    redis.command(&["LPUSH", "{remuda}:mine", "x"]).await;
+    redis.command(&["LPUSH", "other", "x"]).await;
+    store.register(&record("w1", 1)).await.unwrap();
+    let ids = offer(&store, "w1", 1).await;
+    let (sandbox, attempt) = granted(store.claim(&request(task)).await.unwrap());
+    assert_eq!((sandbox.sandbox, attempt), (ids[0], 1));
+    assert!(store.reap().await.unwrap().is_empty());
+    assert!(store.pools().await.unwrap().is_empty());
+    assert_eq!(store.foreign_keys(), keys.len() as u64);
+    for key in &keys {
+        let aside = format!("{{remuda}}:foreign:{key}");
+        let kept: String =
+            redis::from_redis_value(redis.command(&["LINDEX", &aside, "0"]).await).unwrap();
+        assert_eq!(kept, "precious", "{key}");
+    }
+    for key in ["{remuda}:mine", "other"] {
+        let length: u64 = redis::from_redis_value(redis.command(&["LLEN", key]).await).unwrap();
+        assert_eq!(length, 1, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn an_incarnation_that_is_none_is_set_aside() {
+    let redis = Redis::start();
+    let store = fleet(&redis).await;
+    for garbage in ["-5", "soon", ""] {
+        redis
+            .command(&["SET", "{remuda}:incarnation", garbage])
+            .await;
+        assert_eq!(store.incarnation().await.unwrap(), None, "{garbage:?}");
+    }
+    assert_eq!(store.install_incarnation(7).await.unwrap(), 7);
+    assert_eq!(store.incarnation().await.unwrap(), Some(7));
+}
+
+#[tokio::test]
+async fn results_that_are_not_kept_are_named_when_they_may_go() {
+    let redis = Redis::start();
+    let store = fleet(&redis).await;
+    let (tenant, run) = (support::tenant(), "r1".parse().unwrap());
+    let (soon, later) = (TaskId::new(), TaskId::new());
+    let hour = std::time::Duration::from_secs(3600);
+    for (task, kept) in [
+        (soon, std::time::Duration::ZERO),
+        (soon, hour),
+        (later, hour),
+    ] {
+        store.remove_later(&tenant, &run, task, kept).await.unwrap();
+    }
+    redis
+        .command(&["ZADD", "{remuda}:removals", "1", "no/such", "1", "a b/c/d"])
+        .await;
+    let due = support::until("a removal that is due", async || {
+        let due = store.due_removals(10).await.unwrap();
+        (!due.is_empty()).then_some(due)
+    })
+    .await;
+    assert_eq!(due.iter().map(|due| due.task).collect::<Vec<_>>(), [soon]);
+    // Until they are gone they are named again.
+    assert_eq!(store.due_removals(10).await.unwrap(), due);
+    store.removed(&due).await.unwrap();
+    assert_eq!(store.due_removals(10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn the_clock_of_redis_is_read() {
+    let redis = Redis::start();
+    let store = fleet(&redis).await;
+    // The same machine: the same clock.
+    assert!(store.clock_offset().await.unwrap().abs() < 1_000_000);
 }
 
 #[tokio::test]
@@ -266,4 +315,88 @@ async fn an_unsuitable_redis_is_told_of() {
         .command(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"])
         .await;
     assert_eq!(store.suitability().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_the_registry_holds_of_a_worker_can_be_asked() {
+    let redis = Redis::start();
+    let store = fleet(&redis).await;
+    let ids = offer(&store, "w1", 3).await;
+    let (leased, _) = granted(store.claim(&request(TaskId::new())).await.unwrap());
+    let (given_up, _) = {
+        let claim = request(TaskId::new());
+        let granted = granted(store.claim(&claim).await.unwrap());
+        let (sandbox, epoch) = (granted.0.sandbox, granted.0.epoch);
+        assert!(store.unclaim(&claim, sandbox, epoch).await.unwrap());
+        granted
+    };
+    // Not its own, and none at all.
+    for id in [SandboxId::new().to_string(), "no uuid".to_owned()] {
+        let key = "{remuda}:held:w1";
+        redis.command(&["SADD", key, &id]).await;
+    }
+    let held = store.held(&worker("w1")).await.unwrap();
+    let epoch = |sandbox: &broker_schema::SandboxRef, live| Held::Leased {
+        epoch: sandbox.epoch,
+        live,
+    };
+    assert_eq!(held.len(), 3);
+    assert_eq!(held[&leased.sandbox], epoch(&leased, true));
+    assert_eq!(held[&given_up.sandbox], epoch(&given_up, false));
+    let idle = ids
+        .iter()
+        .find(|id| **id != leased.sandbox && **id != given_up.sandbox);
+    assert_eq!(held[idle.unwrap()], Held::Warm { incarnation: 1 });
+    assert!(store.held(&worker("w9")).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_that_is_known_to_be_gone_is_reaped_at_once() {
+    let redis = Redis::start();
+    let store = fleet(&redis).await;
+    offer(&store, "w1", 1).await;
+    let long = Duration::from_secs(300);
+    assert!(!store.declare_dead(&worker("w1"), long).await.unwrap());
+    assert!(
+        !store
+            .declare_dead(&worker("w9"), Duration::ZERO)
+            .await
+            .unwrap()
+    );
+    assert!(store.reap().await.unwrap().is_empty());
+    let none = Duration::ZERO;
+    assert!(store.declare_dead(&worker("w1"), none).await.unwrap());
+    assert_eq!(store.reap().await.unwrap(), [worker("w1")]);
+    assert_eq!(store.warm_counts().await.unwrap()[&pool()], 0);
+    // It was alive after all.
+    store.heartbeat(&record("w1", 1)).await.unwrap();
+    assert!(store.workers().await.unwrap()[0].alive);
+}
+
+#[tokio::test]
+async fn a_worker_of_another_schema_version_is_refused_or_told_to_leave() {
+    let redis = Redis::start();
+    let store = fleet(&redis).await;
+    assert_eq!(store.schemas().await.unwrap(), None);
+    let ours = record("w1", 1);
+    assert!(!store.heartbeat(&ours).await.unwrap().draining);
+    for (range, mend) in [
+        (ours.schema + 1..=9, "install a newer worker"),
+        (0..=ours.schema - 1, "upgrade the dispatchers first"),
+    ] {
+        store.set_schemas(range.clone()).await.unwrap();
+        assert_eq!(store.schemas().await.unwrap(), Some(range));
+        let error = store.register(&record("w2", 1)).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::UnsupportedSchema);
+        assert!(error.to_string().contains(mend), "{error}");
+        let known = store.workers().await.unwrap();
+        assert!(known.iter().all(|info| info.record.worker == worker("w1")));
+        // One that is at work leaves in its own time.
+        let reply = store.heartbeat(&ours).await.unwrap();
+        assert!(reply.draining);
+        store.set_draining(&worker("w1"), false).await.unwrap();
+    }
+    store.set_schemas(ours.schema..=ours.schema).await.unwrap();
+    assert!(!store.heartbeat(&ours).await.unwrap().draining);
+    store.register(&record("w2", 1)).await.unwrap();
 }

@@ -21,6 +21,9 @@ for i = 4, #ARGV do
     redis.call('SADD', key('held', worker), id)
     redis.call('ZADD', key('warm', pool), int(now), id)
     fresh = fresh + 1
+  elseif record.worker == worker and record.state == 'warm' then
+    -- A claim that found it under another pool's name may have taken it out.
+    redis.call('ZADD', key('warm', pool), 'NX', int(now), id)
   end
 end
 return { 'ok', int(fresh) }
