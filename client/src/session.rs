@@ -105,6 +105,7 @@ impl Session {
         if !self.client.shared.outbox.admit(task, &digest) {
             return Err(ClientError::IdConflict { task });
         }
+        self.client.note_submitted(&run, task, &digest);
         let mut tracked = Tracked::listen(&self.client, run, task, digest, outgoing).await?;
         let publication = tracked.publication(self.client.shared.patience.min(bound));
         let both = async {
@@ -113,7 +114,8 @@ impl Session {
                 biased;
                 terminal = tracked.terminal() => return terminal,
                 accepted = &mut publication => {
-                    accepted.map_err(|source| ClientError::Submit { task, source })?;
+                    let ack = accepted.map_err(|source| ClientError::Submit { task, source })?;
+                    self.client.note_accepted(task, ack);
                 }
             }
             tracked.terminal().await
@@ -124,6 +126,12 @@ impl Session {
                 task,
                 waited: bound,
             }))
+    }
+
+    /// Keeps the session from idling: runs nothing, and its `idle_timeout_ms` begins anew. It
+    /// does not outlast its `max_life_ms` by it. One that was gone answers `sandbox_lost`.
+    pub async fn renew(&self) -> Result<Terminal, ClientError> {
+        self.run_task(self.task(Vec::new())).await
     }
 
     /// Ends the session; its sandbox is reset or destroyed. A session that was

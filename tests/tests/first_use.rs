@@ -323,11 +323,13 @@ async fn a_session_keeps_its_files_until_it_is_closed() {
     assert_eq!(second.code(), 0, "{second:?}");
     let text = second.text();
     assert_eq!((text.len(), &text[..6]), (100_006, "kept\nx"));
+    let renewed = fleet.remuda(["session", "renew", &session]).await.unwrap();
+    assert_eq!(renewed.code(), 0, "{renewed:?}");
     let closed = fleet.remuda(["session", "close", &session]).await.unwrap();
     assert_eq!(closed.code(), 0, "{closed:?}");
     let gone = exec("cat note").await;
     assert_eq!(gone.code(), 125, "{gone:?}");
-    assert!(gone.stderr.contains("[sandbox_lost]"), "{gone:?}");
+    assert!(gone.stderr.contains("[session_closed]"), "{gone:?}");
 }
 
 #[tokio::test]

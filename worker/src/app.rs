@@ -14,6 +14,7 @@ use broker_schema::pool::BackendKind;
 use broker_schema::stream::{ConsumerDef, worker_consumer};
 use remuda_client::broker::{Broker, BrokerError, Delivery, Puller};
 use remuda_lease::{LeaseError, LeaseStore};
+use remuda_telemetry::history::{self, Event};
 use remuda_telemetry::{Chain, Readiness, TaskGroup};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,8 @@ use crate::{control, fetch, renew, settle};
 /// What must be up before the worker is ready.
 pub const READINESS: [&str; 2] = ["nats", "redis"];
 
+/// As `EX_CONFIG`: this program and this fleet do not fit.
+const REFUSED: u8 = 78;
 /// Bound on what is killed and handed back once the time for finishing is over.
 const KILL_BOUND: Duration = Duration::from_secs(10);
 const LOOPS_BOUND: Duration = Duration::from_secs(5);
@@ -68,10 +71,21 @@ impl WorkerError {
             }
             Self::Broker(error) | Self::Register(RegistryError::Incarnation(error)) => error.code(),
             Self::Leases(error)
-            | Self::Register(RegistryError::Heartbeat(error) | RegistryError::Install(error)) => {
-                error.code()
-            }
+            | Self::Register(
+                RegistryError::Heartbeat(error)
+                | RegistryError::Install(error)
+                | RegistryError::Refused(error),
+            ) => error.code(),
             Self::Register(RegistryError::Unsettled) => ErrorCode::Internal,
+        }
+    }
+
+    /// The status that a worker's process ends with: one that a supervisor can tell from a
+    /// fault that starting again might mend.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Register(RegistryError::Refused(_)) => REFUSED,
+            _ => 1,
         }
     }
 }
@@ -81,6 +95,7 @@ pub struct Worker {
     shared: Arc<Shared>,
     puller: Puller,
     control: async_nats::Subscriber,
+    cancels: async_nats::Subscriber,
     registry: Registry,
     settled: mpsc::UnboundedReceiver<Delivery>,
 }
@@ -120,6 +135,17 @@ impl Worker {
                     source: error.into(),
                 })
             })?;
+        let subject = broker.subjects().cancel_hint();
+        let cancels = broker
+            .nats()
+            .subscribe(subject.clone())
+            .await
+            .map_err(|error| {
+                WorkerError::Broker(BrokerError::Subscribe {
+                    subject,
+                    source: error.into(),
+                })
+            })?;
         let consumer = worker_consumer(broker.subjects(), &id, options.slots as usize);
         // Before anybody can place something here.
         let puller = Box::pin(puller(&broker, &consumer)).await?;
@@ -132,6 +158,7 @@ impl Worker {
             shared,
             puller,
             control,
+            cancels,
             registry,
             settled,
         })
@@ -147,6 +174,7 @@ impl Worker {
             shared,
             puller,
             control,
+            cancels,
             registry,
             settled,
         } = self;
@@ -160,6 +188,10 @@ impl Worker {
         loops.spawn("fetch", fetch::run(shared.clone(), puller, token()));
         loops.spawn("settle", settle::run(settled, token()));
         loops.spawn("control", control::run(shared.clone(), control, token()));
+        loops.spawn(
+            "cancels",
+            control::cancels(shared.clone(), cancels, token()),
+        );
         loops.spawn("renew", renew::run(shared.clone(), token()));
         loops.spawn("registry", registry.run(readiness.clone(), token()));
         loops.spawn("pool", Pool::new(shared.clone()).run(token()));
@@ -181,7 +213,7 @@ impl Worker {
         let timings = shared.options.timings;
         tokio::select! {
             biased;
-            () = leaving => {}
+            () = leaving => history::record(|| Event::Left),
             () = shared.broker.lost_for(timings.unreachable) => tracing::warn!(
                 worker = %shared.worker, bound = ?timings.unreachable,
                 "leaving without NATS: what is unfinished is placed elsewhere"

@@ -12,10 +12,11 @@ use broker_schema::{
     TaskRequest, Timestamp, Usage,
 };
 use remuda_proto::v1;
+use remuda_telemetry::history::{self, Call, Event};
 use remuda_telemetry::{Chain, TraceHeaders};
 
 use crate::backend::Sandbox;
-use crate::outcome::{Budget, Interrupt, Limit, StepEnd, budget, not_started, refusal};
+use crate::outcome::{Budget, Interrupt, Limit, OomKills, StepEnd, budget, not_started, refusal};
 use crate::output::{Tally, fit};
 use crate::sidecar_client::{CallError, shorten};
 use crate::stream::{Stream, StreamError};
@@ -27,8 +28,10 @@ const LONGEST_NAME: usize = 256;
 /// What is remembered of a sandbox between the tasks that run in it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Past {
-    /// The kernel's count of OOM kills when it was last looked at.
+    /// The kernel's count of OOM kills when it was last looked at, and of the times that the
+    /// memory limit was met.
     oom_kills: u64,
+    limit_hits: u64,
     /// No code of a task's has run in it.
     pristine: bool,
 }
@@ -37,17 +40,24 @@ impl Past {
     pub(crate) fn new() -> Self {
         Self {
             oom_kills: 0,
+            limit_hits: 0,
             pristine: true,
         }
     }
 
     /// OOM kills since the last look.
-    fn new_oom_kills(&mut self, sandbox: &Sandbox) -> u64 {
+    pub(crate) fn new_oom_kills(&mut self, sandbox: &Sandbox) -> OomKills {
         let Some(count) = sandbox.oom_kills() else {
-            return 0;
+            return OomKills::default();
         };
-        let new = count.saturating_sub(self.oom_kills);
+        // Where nobody counts them the code in the sandbox is not excused.
+        let hits = sandbox.limit_hits();
+        let new = OomKills {
+            count: count.saturating_sub(self.oom_kills),
+            at_limit: hits.is_none_or(|hits| hits > self.limit_hits),
+        };
         self.oom_kills = count;
+        self.limit_hits = hits.unwrap_or_default();
         new
     }
 }
@@ -148,7 +158,7 @@ impl Attempt<'_> {
                 }
                 done = run.attempt.stream.finish() => Some(done),
             },
-            Some(Interrupt::Cancelled) => Some(run.attempt.stream.finish().await),
+            Some(Interrupt::Cancelled(_)) => Some(run.attempt.stream.finish().await),
             Some(_) => None,
         };
         if let Some(Err(error)) = flushed {
@@ -229,12 +239,12 @@ impl Run<'_> {
         match &closed.end {
             StepEnd::Exited {
                 timed_out,
-                oom_kills,
+                oom,
                 spawn_error,
                 ..
             } => {
                 result.timed_out = timed_out.is_some();
-                result.oom_killed = *oom_kills > 0;
+                result.oom_killed = oom.count > 0;
                 result.error = not_started(closed.exit, spawn_error);
                 self.exit = Some(closed.exit);
             }
@@ -301,8 +311,39 @@ impl Run<'_> {
         }
         StepEnd::Broken {
             why: shorten(&Chain(error).to_string()),
-            oom_kills: self.attempt.past.new_oom_kills(self.attempt.sandbox),
+            oom: self.attempt.past.new_oom_kills(self.attempt.sandbox),
         }
+    }
+
+    /// A call that takes no time of the task's own took all that there was: a sidecar that
+    /// answers was merely slow, one that does not is broken.
+    async fn slow(&mut self, limit: Limit) -> StepEnd {
+        match self.attempt.sandbox.health().await {
+            Ok(_) => StepEnd::NoTime(limit),
+            Err(error) => self.call_failed(&error),
+        }
+    }
+
+    /// A call to the sidecar is about to be made.
+    fn note_call(&self, call: Call) {
+        history::record(|| {
+            let placement = &self.attempt.placement;
+            Event::Operation {
+                sandbox: placement.sandbox.sandbox.to_string(),
+                epoch: self.epoch(),
+                worker: placement.sandbox.worker.to_string(),
+                tenant: placement.task.tenant.to_string(),
+                task: placement.task.id.to_string(),
+                attempt: placement.attempt,
+                step: self.step(),
+                call,
+            }
+        });
+    }
+
+    /// The index of the step that is open.
+    fn step(&self) -> u32 {
+        self.steps.len() as u32
     }
 
     fn epoch(&self) -> u64 {

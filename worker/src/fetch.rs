@@ -1,7 +1,7 @@
 //! Takes placements: a free slot first, then a message, then its place.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use broker_schema::stream::PLACEMENT_ACK_WAIT;
 use broker_schema::{
@@ -9,15 +9,18 @@ use broker_schema::{
     TenantId, Terminal, Times, Timestamp, Usage, codec,
 };
 use remuda_client::broker::{BrokerError, Delivery, Puller};
-use remuda_telemetry::Chain;
+use remuda_telemetry::history::{self, Event};
+use remuda_telemetry::{Chain, failpoint};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::BootTime;
 use crate::execute::Past;
+use crate::farewell::Farewell;
 use crate::finish::{self, Back};
 use crate::holder::Holder;
 use crate::inventory::{Named, Place};
-use crate::jobs::{Admission, JobKey};
+use crate::jobs::{Admission, Family, JobKey};
 use crate::shared::{HolderHandle, Job, Shared};
 
 /// How often the server is told that the messages in hand are worked on.
@@ -89,6 +92,7 @@ struct TaskIds {
 }
 
 async fn route(shared: &Arc<Shared>, delivery: Delivery) {
+    failpoint::step(failpoint::worker::FETCHED);
     let subject = shared.broker.subjects().parse(&delivery.subject);
     let Some(ParsedSubject::Placement {
         tenant, sandbox, ..
@@ -111,10 +115,21 @@ async fn route(shared: &Arc<Shared>, delivery: Delivery) {
     };
     let Read { placement, format } = read;
     let key = JobKey::of(&placement);
-    let admission = shared.jobs().admit(&key, delivery.stream_sequence);
+    let family = Family::of(&placement);
+    let now = std::time::Instant::now();
+    let admission = shared
+        .jobs()
+        .admit(&key, delivery.stream_sequence, family, now);
     let cancel = match admission {
         Admission::Run(cancel) => cancel,
         Admission::Redelivered => return,
+        Admission::Repeat if placement.task.session.is_some() => {
+            let inner = shared.clone();
+            shared.holders.spawn("answer again", async move {
+                finish::answer_again(inner, key, placement, delivery, format).await;
+            });
+            return;
+        }
         Admission::Repeat => {
             finish::acknowledge(&delivery).await;
             return;
@@ -138,7 +153,7 @@ fn place(shared: &Arc<Shared>, job: Job) {
         tenant: &placement.task.tenant,
         session: job.in_session(),
     };
-    let deadline = shared.lease_deadline(Instant::now());
+    let deadline = shared.lease_deadline(BootTime::now());
     let mut ends = None;
     let place = shared
         .herd()
@@ -149,6 +164,15 @@ fn place(shared: &Arc<Shared>, job: Job) {
         });
     match (place, ends) {
         (Place::Adopt(sandbox, spec), Some((handle, queue, stop))) => {
+            history::record(|| Event::Adopted {
+                sandbox: placement.sandbox.sandbox.to_string(),
+                epoch: placement.sandbox.epoch.0,
+                worker: shared.worker.to_string(),
+                tenant: placement.task.tenant.to_string(),
+                task: placement.task.id.to_string(),
+                attempt: placement.attempt,
+            });
+            failpoint::step(failpoint::worker::ADOPTED);
             let holder = Holder {
                 shared: shared.clone(),
                 sandbox,
@@ -157,13 +181,14 @@ fn place(shared: &Arc<Shared>, job: Job) {
                 queue,
                 stop,
                 past: Past::new(),
+                session_of: None,
             };
             enqueue(shared, &handle, job);
             shared.holders.spawn("holder", holder.run());
             shared.pool_wake.notify_one();
         }
         (Place::Queue(handle), _) => enqueue(shared, &handle, job),
-        (Place::Gone(code, why), _) => gone(shared, job, code, why),
+        (Place::Gone(code, why), _) => gone(shared, job, &Farewell::unknown(code, why)),
         (Place::HandBack(why), _) => back(shared, job, why, Back::Fault),
         (Place::Adopt(..), None) => {
             back(shared, job, "its holder could not be made", Back::Fault);
@@ -174,20 +199,26 @@ fn place(shared: &Arc<Shared>, job: Job) {
 fn enqueue(shared: &Arc<Shared>, handle: &HolderHandle, job: Job) {
     // The holder has ended since its place was looked up.
     if let Err(returned) = handle.jobs.send(job) {
-        gone(
-            shared,
-            returned.0,
-            ErrorCode::SandboxLost,
-            "the session was closed",
-        );
+        gone(shared, returned.0, &Farewell::leaving());
     }
 }
 
-fn gone(shared: &Arc<Shared>, job: Job, code: ErrorCode, why: &'static str) {
+/// `otherwise` where nothing is remembered of the session.
+fn gone(shared: &Arc<Shared>, job: Job, otherwise: &Farewell) {
+    let farewell = farewell_of(shared, &job.placement).unwrap_or_else(|| otherwise.clone());
     let inner = shared.clone();
     shared.holders.spawn("session gone", async move {
-        finish::session_gone(inner, job, code, why).await;
+        finish::session_gone(inner, job, &farewell).await;
     });
+}
+
+/// Why the session is gone that a placement is for.
+pub(crate) fn farewell_of(shared: &Shared, placement: &Placement) -> Option<Farewell> {
+    let sandbox = &placement.sandbox;
+    let tenant = &placement.task.tenant;
+    shared
+        .farewells()
+        .of(sandbox.sandbox, tenant, sandbox.epoch)
 }
 
 fn back(shared: &Arc<Shared>, job: Job, why: &'static str, reason: Back) {
@@ -250,6 +281,7 @@ fn refuse(shared: &Arc<Shared>, delivery: Delivery, tenant: TenantId, unreadable
             .spawn("drop", async move { finish::acknowledge(&delivery).await });
         return;
     };
+    shared.metrics.refused();
     let terminal = Terminal {
         task: ids.task.id,
         tenant,

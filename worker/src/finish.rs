@@ -6,13 +6,19 @@ use std::time::Duration;
 
 use broker_schema::codec::{self, Format};
 use broker_schema::{
-    Attribution, Epoch, HEADER_DIGEST, Outcome, SandboxId, TaskId, TenantId, Terminal, Times,
+    Attribution, Epoch, ErrorCode, ErrorInfo, HEADER_DIGEST, Outcome, SandboxId, TaskId, TenantId,
+    Terminal, Times,
 };
 use broker_schema::{Placement, Timestamp};
 use remuda_client::broker::{Delivery, Gate, Outgoing};
-use remuda_telemetry::{Chain, TraceHeaders};
+use remuda_telemetry::history::{self, Event};
+use remuda_telemetry::{Chain, TraceHeaders, failpoint};
 
+use crate::ballot::Ballot;
 use crate::execute::Ran;
+use crate::farewell::Farewell;
+use crate::fetch::farewell_of;
+use crate::jobs::JobKey;
 use crate::metrics::AttemptEnd;
 use crate::outcome::{Finding, expired};
 use crate::shared::{Job, Shared};
@@ -74,8 +80,11 @@ pub(crate) async fn conclude(
     trace: &TraceHeaders,
 ) -> Option<bool> {
     let won = put(shared, terminal, job.format, trace).await?;
+    remove_later(shared, &job.placement.task);
+    failpoint::step(failpoint::worker::TERMINAL_STORED);
     let took = job.received.elapsed();
     job.settle();
+    failpoint::step(failpoint::worker::SETTLED);
     shared.metrics.attempt_ended(
         if won {
             AttemptEnd::Outcome(terminal.outcome)
@@ -85,6 +94,21 @@ pub(crate) async fn conclude(
         took,
     );
     Some(won)
+}
+
+/// Notes when the results of a task may go that are not to be kept. Nobody waits for it: where it
+/// fails they stay for as long as all others.
+fn remove_later(shared: &Shared, task: &broker_schema::TaskRequest) {
+    let Some(kept) = task.results_kept_for() else {
+        return;
+    };
+    let leases = shared.leases.clone();
+    let (tenant, run, id) = (task.tenant.clone(), task.run.clone(), task.id);
+    shared.holders.spawn("removal note", async move {
+        if let Err(error) = leases.remove_later(&tenant, &run, id, kept).await {
+            tracing::warn!(task = %id, error = %Chain(&error), "results will not be removed early");
+        }
+    });
 }
 
 async fn put(
@@ -185,6 +209,13 @@ pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, back: Ba
         None,
     )
     .await;
+    history::record(|| Event::HandedBack {
+        tenant: task.tenant.to_string(),
+        task: task.id.to_string(),
+        attempt: placement.attempt,
+        why: why.to_owned(),
+    });
+    failpoint::step(failpoint::worker::HANDING_BACK);
     let payload = match codec::encode(task, job.format) {
         Ok(payload) => payload,
         Err(error) => {
@@ -206,6 +237,7 @@ pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, back: Ba
     let patience = shared.options.timings.publish;
     match Box::pin(shared.broker.publish(message, patience)).await {
         Ok(_) => {
+            failpoint::step(failpoint::worker::HANDED_BACK);
             let took = job.received.elapsed();
             job.settle();
             shared.metrics.attempt_ended(AttemptEnd::HandedBack, took);
@@ -217,18 +249,80 @@ pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, back: Ba
     }
 }
 
-/// Tells a session's task that its sandbox is not here.
-pub(crate) async fn session_gone(
+/// A session's task that has begun here before comes again: it is told what it came to.
+pub(crate) async fn answer_again(
     shared: Arc<Shared>,
-    job: Job,
-    code: broker_schema::ErrorCode,
-    why: &str,
+    key: JobKey,
+    placement: Placement,
+    delivery: Delivery,
+    format: Format,
 ) {
-    let finding = Finding::new(Outcome::SandboxLost, why)
-        .with(broker_schema::ErrorInfo::new(code, why).at("session"));
-    let terminal = terminal(&job.placement, finding, None, false);
+    let remembered = shared.answers().of(&key);
+    let known = match remembered {
+        Some(terminal) => terminal,
+        None => match unremembered(&shared, &placement).await {
+            Some(terminal) => Arc::new(terminal),
+            None => return acknowledge(&delivery).await,
+        },
+    };
+    let trace = delivery.trace();
+    if put(&shared, &known, format, &trace).await.is_some() {
+        acknowledge(&delivery).await;
+    }
+}
+
+/// What to say of a task that began here and whose terminal is not remembered; nothing where it
+/// is stored.
+async fn unremembered(shared: &Shared, placement: &Placement) -> Option<Terminal> {
+    let task = &placement.task;
+    let stored = shared
+        .broker
+        .terminal_of(&task.tenant, &task.run, task.id)
+        .await;
+    match stored {
+        Ok(Some(_)) => None,
+        // The gate will tell whether there is one.
+        Ok(None) | Err(_) => {
+            let finding = farewell_of(shared, placement).map_or_else(
+                || {
+                    let why = "it has run before, and what it came to was lost";
+                    let error = ErrorInfo::new(ErrorCode::Internal, why);
+                    Finding::new(Outcome::DeadLettered, why).with(error)
+                },
+                |farewell| farewell.finding(),
+            );
+            Some(terminal(placement, finding, None, false))
+        }
+    }
+}
+
+/// Tells a session's task that its sandbox is not here.
+pub(crate) async fn session_gone(shared: Arc<Shared>, job: Job, farewell: &Farewell) {
+    let terminal = terminal(&job.placement, farewell.finding(), None, false);
     let trace = job.trace.clone();
     conclude(&shared, job, &terminal, &trace).await;
+}
+
+/// Frees the lease of a task that has its terminal, and counts its result for its group.
+pub(crate) async fn release_finished(
+    shared: &Shared,
+    sandbox: SandboxId,
+    epoch: Epoch,
+    finished: (&TenantId, TaskId),
+    ballot: Option<Ballot>,
+) {
+    let finished = ballot.as_ref().map_or(finished.into(), Ballot::finished);
+    let releasing = shared
+        .leases
+        .finish(&shared.worker, sandbox, epoch, Some(&finished), false);
+    match (Box::pin(releasing).await, &ballot) {
+        (Ok(done), Some(ballot)) if done.enough => ballot.tell_enough(shared).await,
+        (Ok(_), _) => {}
+        (Err(error), _) => {
+            tracing::warn!(error = %Chain(&error), "a lease stays until it expires");
+        }
+    }
+    failpoint::step(failpoint::worker::RELEASED);
 }
 
 /// Frees a lease, and marks a task as finished. What fails here is mended by the lease's end.
@@ -244,4 +338,5 @@ pub(crate) async fn release(
     if let Err(error) = Box::pin(releasing).await {
         tracing::warn!(error = %Chain(&error), "a lease stays until it expires");
     }
+    failpoint::step(failpoint::worker::RELEASED);
 }

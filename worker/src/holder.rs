@@ -2,6 +2,7 @@
 //!
 //! A sandbox that runs one task is destroyed after it. One that is kept waits for the session's
 //! next task, straight from the fetch loop: nothing stands between its arrival and the sidecar.
+//! When it ends, whoever comes for it later is told why.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,26 +10,33 @@ use std::time::Duration;
 
 use broker_schema::pool::PoolSpec;
 use broker_schema::{
-    ErrorCode, Outcome, RequestLimits, SandboxRef, SessionOptions, TaskRequest, Timestamp,
+    CancelCause, Outcome, RequestLimits, SandboxRef, SessionOptions, TaskId, TaskRequest, TenantId,
+    Timestamp,
 };
-use remuda_lease::Renewal;
+use remuda_lease::{Finished, Renewal};
+use remuda_telemetry::history::{self, Event};
 use remuda_telemetry::propagate::set_parent;
-use remuda_telemetry::{Chain, TraceHeaders};
+use remuda_telemetry::{Chain, TraceHeaders, failpoint};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::backend::Sandbox;
+use crate::ballot::Ballot;
+use crate::clock::BootTime;
 use crate::execute::{Attempt, Past};
+use crate::farewell::Farewell;
 use crate::finish::{self, Back};
 use crate::metrics::AttemptEnd;
-use crate::outcome::{Finding, Interrupt, Verdict, expired, judge};
+use crate::outcome::{Finding, Interrupt, Verdict, cancelled, expired, judge};
 use crate::shared::{Job, Shared, Stop};
 use crate::stream::Stream;
 
 /// A session's task that runs for so long is written down in Redis, for `remuda ps` and for
 /// those who want to cancel it. Shorter ones are over before anybody could.
 const ASSIGN_AFTER: Duration = Duration::from_millis(200);
+/// How long a terminal is tried to be stored once the worker was told to end at once.
+const LAST_WORD: Duration = Duration::from_secs(3);
 
 pub(crate) struct Holder {
     pub(crate) shared: Arc<Shared>,
@@ -38,90 +46,181 @@ pub(crate) struct Holder {
     pub(crate) queue: mpsc::UnboundedReceiver<Job>,
     pub(crate) stop: watch::Receiver<Stop>,
     pub(crate) past: Past,
+    /// Whose session it is, once it is one.
+    pub(crate) session_of: Option<TenantId>,
 }
 
 /// An open session.
 #[derive(Debug, Clone, Copy)]
 struct Session {
-    idle: Duration,
+    options: SessionOptions,
+    /// It closes when there was no task until then.
+    idle_at: Instant,
     ends: Instant,
+}
+
+impl Session {
+    fn open(options: SessionOptions) -> Self {
+        Self {
+            options,
+            idle_at: after(options.idle_timeout_ms),
+            ends: after(options.max_life_ms),
+        }
+    }
+
+    /// A task has ended: from now on it idles.
+    fn used(&mut self) {
+        self.idle_at = after(self.options.idle_timeout_ms);
+    }
+
+    /// Its worker leaves: it goes on for as long as it is in use.
+    fn hurry(&mut self, grace: Duration) {
+        self.idle_at = self.idle_at.min(Instant::now() + grace);
+    }
+}
+
+fn after(millis: u64) -> Instant {
+    Instant::now()
+        .checked_add(Duration::from_millis(millis))
+        .unwrap_or_else(far_future)
 }
 
 /// What becomes of the sandbox after a task.
 enum Next {
     Keep(Option<SessionOptions>),
-    /// To be destroyed; `held` where the lease is still ours to give back.
-    Close {
-        held: bool,
-    },
+    Close(End),
+}
+
+/// Why a sandbox ends.
+struct End {
+    /// Its lease is still ours to give back.
+    held: bool,
+    /// What later tasks of its session are told.
+    farewell: Farewell,
+    /// A task that goes back to the dispatcher once nothing of it can run any more.
+    back: Option<(Job, String, Back)>,
+}
+
+impl End {
+    fn new(held: bool, farewell: Farewell) -> Self {
+        Self {
+            held,
+            farewell,
+            back: None,
+        }
+    }
 }
 
 impl Holder {
     pub(crate) async fn run(mut self) {
-        let held = self.serve().await;
+        let End {
+            held,
+            farewell,
+            back,
+        } = self.serve().await;
         let id = self.sandbox.id();
+        // Whoever comes from here on is told, by the fetch loop or below.
+        if let Some(tenant) = self.session_of.clone() {
+            let (shared, epoch) = (&self.shared, self.lease.epoch);
+            shared
+                .farewells()
+                .remember(id, tenant, epoch, farewell.clone());
+        }
         self.shared.herd().end(id);
         self.queue.close();
+        // The sandbox first: what is said below may take as long as NATS is away.
+        if failpoint::is_on(failpoint::worker::NO_RESET) {
+            // As if a used sandbox were as good as new.
+            self.shared.herd().ready(id, self.sandbox);
+            self.shared.offer_wake.notify_one();
+        } else {
+            if let Err(error) = self.sandbox.destroy().await {
+                tracing::error!(error = %Chain(&error), "something of a sandbox is left over");
+            }
+            self.shared.herd().gone(id);
+            failpoint::step(failpoint::worker::DESTROYED);
+            self.shared.pool_wake.notify_one();
+        }
+        let returned = back.is_some();
+        if let Some((job, why, back)) = back {
+            // Frees the lease too.
+            finish::hand_back(self.shared.clone(), job, &why, back).await;
+        }
+        if held && !returned {
+            finish::release(&self.shared, id, self.lease.epoch, None).await;
+        }
         while let Some(job) = self.queue.recv().await {
-            let why = "the session was closed";
             if job.in_session() {
-                finish::session_gone(self.shared.clone(), job, ErrorCode::SandboxLost, why).await;
+                finish::session_gone(self.shared.clone(), job, &farewell).await;
             } else {
+                let why = "its sandbox was given to another task";
                 finish::hand_back(self.shared.clone(), job, why, Back::Fault).await;
             }
         }
-        if held {
-            finish::release(&self.shared, id, self.lease.epoch, None).await;
-        }
-        if let Err(error) = self.sandbox.destroy().await {
-            tracing::error!(error = %Chain(&error), "something of a sandbox is left over");
-        }
-        self.shared.herd().gone(id);
-        self.shared.pool_wake.notify_one();
     }
 
-    /// Runs placements until the sandbox is to end; true where its lease is still to be freed.
-    async fn serve(&mut self) -> bool {
+    /// Runs placements until the sandbox is to end.
+    async fn serve(&mut self) -> End {
         let mut session: Option<Session> = None;
+        let mut leaving = false;
         loop {
-            let idle = session.map_or(Duration::MAX, |session| session.idle);
-            let wake = Instant::now()
-                .checked_add(idle)
-                .unwrap_or_else(far_future)
-                .min(session.map_or_else(far_future, |session| session.ends));
+            let (idle_at, ends) = session.map_or_else(
+                || (far_future(), far_future()),
+                |session| (session.idle_at, session.ends),
+            );
             let job = tokio::select! {
                 biased;
-                // A failed wait means that nobody is left who could stop it.
-                why = self.stop.wait_for(|stop| *stop != Stop::No) => {
-                    let why = why.map_or(Stop::Shutdown, |why| *why);
-                    return !matches!(why, Stop::LeaseLost | Stop::LeaseOverdue);
+                why = told(&mut self.stop, leaving) => match why {
+                    Stop::LeaseLost => return End::new(false, Farewell::lease_lost()),
+                    Stop::LeaseOverdue => return End::new(false, Farewell::lease_overdue()),
+                    Stop::Shutdown => return End::new(true, Farewell::leaving()),
+                    Stop::Cancelled => return End::new(true, Farewell::cancelled()),
+                    Stop::No | Stop::Drain => {
+                        leaving = true;
+                        if let Some(session) = &mut session {
+                            session.hurry(self.shared.options.timings.session_grace);
+                        }
+                        continue;
+                    }
+                },
+                // Before the queue: a session that is never idle has an end too.
+                () = tokio::time::sleep_until(ends), if session.is_some() => {
+                    let life = session.map_or(0, |session| session.options.max_life_ms);
+                    tracing::info!(sandbox = %self.sandbox.id(), "a session's life is over");
+                    return End::new(true, Farewell::old(Duration::from_millis(life)));
                 }
                 job = self.queue.recv() => job,
                 () = self.sandbox.died(), if session.is_some() => {
                     tracing::warn!(sandbox = %self.sandbox.id(), "a session's sandbox has died");
-                    return true;
+                    let oom = self.past.new_oom_kills(&self.sandbox);
+                    return End::new(true, Farewell::died(oom.by_its_limit()));
                 }
-                () = tokio::time::sleep_until(wake), if session.is_some() => {
-                    tracing::info!(sandbox = %self.sandbox.id(), "a session's time is over");
-                    return true;
+                () = tokio::time::sleep_until(idle_at), if session.is_some() => {
+                    if leaving {
+                        return End::new(true, Farewell::leaving());
+                    }
+                    let idle = session.map_or(0, |session| session.options.idle_timeout_ms);
+                    tracing::info!(sandbox = %self.sandbox.id(), "a session was idle for too long");
+                    return End::new(true, Farewell::idle(Duration::from_millis(idle)));
                 }
             };
             let Some(job) = job else {
-                return true;
+                return End::new(true, Farewell::leaving());
             };
             match self.job(job).await {
                 Next::Keep(options) => {
                     if let Some(options) = options {
-                        session = Some(Session {
-                            idle: Duration::from_millis(options.idle_timeout_ms),
-                            ends: Instant::now()
-                                .checked_add(Duration::from_millis(options.max_life_ms))
-                                .unwrap_or_else(far_future),
-                        });
+                        session = Some(Session::open(options));
                         self.shared.herd().opened(self.sandbox.id());
                     }
+                    if let Some(session) = &mut session {
+                        session.used();
+                        if leaving {
+                            session.hurry(self.shared.options.timings.session_grace);
+                        }
+                    }
                 }
-                Next::Close { held } => return held,
+                Next::Close(end) => return end,
             }
         }
     }
@@ -141,12 +240,24 @@ impl Holder {
         Box::pin(self.traced(job)).instrument(span).await
     }
 
-    async fn traced(&mut self, job: Job) -> Next {
+    async fn traced(&mut self, mut job: Job) -> Next {
         let session = job.in_session();
         let trace = TraceHeaders::current_or(&job.trace);
         if let Some(finding) = unfit(&job) {
             return self.finish(job, finding, None, &trace).await;
         }
+        if !self.holds() {
+            return self.quiet(&job);
+        }
+        if job.placement.task.keep_alive.is_some() && self.shared.draining() {
+            let why = "the worker is leaving".to_owned();
+            return self.back(job, why, Back::Leaving, true);
+        }
+        if !self.in_time(&job).await {
+            let why = "its lease ran out while the placement was under way";
+            return self.back(job, why.to_owned(), Back::Fault, false);
+        }
+        job.begin();
         let assigned = AtomicBool::new(false);
         let ran = {
             let shared = &self.shared;
@@ -173,15 +284,13 @@ impl Holder {
         match verdict {
             Verdict::Finish(finding) if again(&job, &finding) => {
                 let why = format!("{}: {}", finding.outcome, finding.evidence);
-                self.shared.herd().end(self.sandbox.id());
-                finish::hand_back(self.shared.clone(), job, &why, Back::Retry).await;
-                Next::Close { held: true }
+                self.back(job, why, Back::Retry, true)
             }
             Verdict::Finish(finding) => {
                 let (tenant, task) = (job.placement.task.tenant.clone(), job.placement.task.id);
                 let next = self.finish(job, finding, Some(ran), &trace).await;
                 if assigned.load(Ordering::Relaxed) && matches!(next, Next::Keep(_)) {
-                    self.mark_finished(tenant, task);
+                    self.mark_finished(tenant, task, None);
                 }
                 next
             }
@@ -191,17 +300,52 @@ impl Holder {
                     Some(Interrupt::Shutdown) => Back::Leaving,
                     _ => Back::Fault,
                 };
-                self.shared.herd().end(self.sandbox.id());
-                finish::hand_back(self.shared.clone(), job, &why, back).await;
-                Next::Close { held }
+                self.back(job, why, back, held)
             }
-            Verdict::Quiet => {
-                tracing::warn!("the lease could not be renewed in time, the sandbox is killed");
-                let took = job.received.elapsed();
-                self.shared.metrics.attempt_ended(AttemptEnd::Quiet, took);
-                Next::Close { held: false }
-            }
+            Verdict::Quiet => self.quiet(&job),
         }
+    }
+
+    /// The lease can be counted on. Asked before anything is done or said under it: the machine
+    /// may have slept, and no timer told of it.
+    fn holds(&self) -> bool {
+        let (sandbox, epoch) = (self.sandbox.id(), self.lease.epoch);
+        self.shared.herd().holds(sandbox, epoch, BootTime::now())
+    }
+
+    /// Whether a placement came while the lease that it names was alive. One that may have come
+    /// late, by clocks that may differ, is asked about.
+    async fn in_time(&self, job: &Job) -> bool {
+        let placement = &job.placement;
+        let (now, sent) = (Timestamp::now(), placement.dispatched_at);
+        let apart = now.since(sent).max(sent.since(now));
+        if job.in_session() || apart < self.shared.leases.ttl() / 2 {
+            return true;
+        }
+        let lease = [(self.lease.sandbox, self.lease.epoch)];
+        match self.shared.leases.renew(&self.shared.worker, &lease).await {
+            Ok(renewals) => renewals.first() != Some(&Renewal::Lost),
+            // The renewals to come decide.
+            Err(_) => true,
+        }
+    }
+
+    fn quiet(&self, job: &Job) -> Next {
+        tracing::warn!("the lease could not be renewed in time, the sandbox is killed");
+        let took = job.received.elapsed();
+        self.shared.metrics.attempt_ended(AttemptEnd::Quiet, took);
+        history::record(|| Event::Quiet {
+            task: job.placement.task.id.to_string(),
+            attempt: job.placement.attempt,
+        });
+        Next::Close(End::new(false, Farewell::lease_overdue()))
+    }
+
+    fn back(&self, job: Job, why: String, back: Back, held: bool) -> Next {
+        Next::Close(End {
+            back: Some((job, why, back)),
+            ..End::new(held, Farewell::closed())
+        })
     }
 
     /// Says how it ended, and whether the sandbox is kept.
@@ -215,62 +359,114 @@ impl Holder {
         let task = &job.placement.task;
         let (tenant, id) = (task.tenant.clone(), task.id);
         let opening = task.keep_alive.filter(|_| !job.in_session());
+        let in_session = job.in_session();
         let keep = finding.usable
-            && !self.shared.draining()
-            && if job.in_session() {
+            && if in_session {
                 !task.close_session
             } else {
                 opening.is_some() && worth_keeping(finding.outcome)
             };
+        let farewell = if finding.usable {
+            Farewell::closed()
+        } else {
+            Farewell::spoilt(&finding)
+        };
         let lost = ran
             .as_ref()
             .is_some_and(|ran| ran.interrupt == Some(Interrupt::LeaseLost));
-        let terminal = finish::terminal(&job.placement, finding, ran, keep);
+        let terminal = Arc::new(finish::terminal(&job.placement, finding, ran, keep));
         tracing::debug!(outcome = %terminal.outcome, evidence = terminal.evidence, "task ended");
-        let in_session = job.in_session();
+        if in_session {
+            self.shared.answers().remember(job.key(), &terminal);
+        }
+        let ballot = Ballot::of(&job.placement.task, &terminal);
+        if !lost && !self.holds() {
+            return self.quiet(&job);
+        }
+        let stop = self.stop.clone();
         let concluded = tokio::select! {
             biased;
             concluded = finish::conclude(&self.shared, job, &terminal, trace) => concluded,
             // Past the lease's end nothing may be said any more.
-            _ = self.stop.wait_for(|stop| *stop == Stop::LeaseOverdue) => None,
-        };
-        match concluded {
-            Some(true) if keep && in_session => {
-                self.sandbox.reset_memory_peak();
-                Next::Keep(None)
+            _ = self.stop.wait_for(|stop| *stop == Stop::LeaseOverdue) => {
+                return Next::Close(End::new(false, Farewell::lease_overdue()));
             }
-            Some(true) if keep => {
-                self.mark_finished(tenant, id);
+            () = given_up(stop) => {
+                return Next::Close(End::new(true, Farewell::leaving()));
+            }
+        };
+        // A result that another terminal came before counts for nothing.
+        let ballot = ballot.filter(|_| concluded == Some(true));
+        if let Some(ballot) = ballot.clone().filter(|_| in_session) {
+            let shared = self.shared.clone();
+            let count = async move { ballot.count(&shared).await };
+            self.shared.holders.spawn("session's result", count);
+        }
+        match concluded {
+            Some(true) if keep && !in_session => {
+                self.mark_finished(tenant.clone(), id, ballot);
+                self.session_of = Some(tenant);
                 self.sandbox.reset_memory_peak();
                 Next::Keep(opening)
             }
-            // A session outlives a task of its that somebody else has ended.
-            Some(false) if keep && in_session => Next::Keep(None),
-            Some(_) => {
-                if !in_session && !lost {
-                    let epoch = self.lease.epoch;
-                    let finished = Some((&tenant, id));
-                    finish::release(&self.shared, self.sandbox.id(), epoch, finished).await;
-                    return Next::Close { held: false };
-                }
-                Next::Close { held: !lost }
+            // A session outlives a task of its that somebody else has ended, and one whose
+            // terminal cannot be stored now: it is remembered, and said when the message comes
+            // again.
+            _ if keep && in_session => {
+                self.sandbox.reset_memory_peak();
+                Next::Keep(None)
             }
-            None => Next::Close { held: false },
+            Some(_) if !in_session && !lost => {
+                let (sandbox, epoch) = (self.sandbox.id(), self.lease.epoch);
+                // The registry will say that it is gone: so it is.
+                self.shared.herd().end(sandbox);
+                let (shared, finished) = (&self.shared, (&tenant, id));
+                finish::release_finished(shared, sandbox, epoch, finished, ballot).await;
+                Next::Close(End::new(false, farewell))
+            }
+            Some(_) => Next::Close(End::new(!lost, farewell)),
+            None => Next::Close(End::new(in_session, farewell)),
         }
     }
 
     /// Writes down that a task is over and its sandbox is kept: nobody has to wait for that.
-    fn mark_finished(&self, tenant: broker_schema::TenantId, task: broker_schema::TaskId) {
+    fn mark_finished(&self, tenant: TenantId, task: TaskId, ballot: Option<Ballot>) {
         let (shared, lease) = (self.shared.clone(), self.lease.clone());
         self.shared.holders.spawn("session mark", async move {
+            let plain = Finished::from((&tenant, task));
+            let finished = ballot.as_ref().map_or(plain, Ballot::finished);
+            let (sandbox, epoch) = (lease.sandbox, lease.epoch);
             let kept = shared
                 .leases
-                .keep(&shared.worker, lease.sandbox, lease.epoch, (&tenant, task))
-                .await;
-            if let Err(error) = kept {
-                tracing::warn!(error = %Chain(&error), "a session's task is not marked finished");
+                .finish(&shared.worker, sandbox, epoch, Some(&finished), true);
+            match (kept.await, &ballot) {
+                (Ok(done), Some(ballot)) if done.enough => ballot.tell_enough(&shared).await,
+                (Ok(_), _) => {}
+                (Err(error), _) => tracing::warn!(
+                    error = %Chain(&error), "a session's task is not marked finished"
+                ),
             }
         });
+    }
+}
+
+/// Resolves when the holder is told something that it has not heeded.
+async fn told(stop: &mut watch::Receiver<Stop>, leaving: bool) -> Stop {
+    let new = |stop: &Stop| match stop {
+        Stop::No => false,
+        Stop::Drain => !leaving,
+        Stop::Cancelled | Stop::LeaseLost | Stop::LeaseOverdue | Stop::Shutdown => true,
+    };
+    // A failed wait means that nobody is left who could stop it.
+    stop.wait_for(new).await.map_or(Stop::Shutdown, |why| *why)
+}
+
+/// Resolves a little after the worker was told to end at once.
+async fn given_up(mut stop: watch::Receiver<Stop>) {
+    if stop.wait_for(|stop| *stop == Stop::Shutdown).await.is_ok() {
+        tokio::time::sleep(LAST_WORD).await;
+    } else {
+        std::future::pending().await
     }
 }
 
@@ -297,9 +493,7 @@ fn again(job: &Job, finding: &Finding) -> bool {
 fn unfit(job: &Job) -> Option<Finding> {
     let task = &job.placement.task;
     if job.cancel.is_cancelled() {
-        let why = "it was cancelled before it began";
-        let error = broker_schema::ErrorInfo::new(ErrorCode::Cancelled, why);
-        return Some(Finding::new(Outcome::Cancelled, why).with(error));
+        return Some(cancelled("before it began", job.cancel.cause()));
     }
     if let Err(invalid) = task.validate(&RequestLimits::default()) {
         let finding = Finding::new(Outcome::Rejected, "the request is not valid");
@@ -321,10 +515,11 @@ async fn interrupt(
             match why.map_or(Stop::Shutdown, |why| *why) {
                 Stop::LeaseLost => Interrupt::LeaseLost,
                 Stop::LeaseOverdue => Interrupt::LeaseOverdue,
+                Stop::Cancelled => Interrupt::Cancelled(CancelCause::Run),
                 Stop::No | Stop::Drain | Stop::Shutdown => Interrupt::Shutdown,
             }
         }
-        () = job.cancel.cancelled() => Interrupt::Cancelled,
+        cause = job.cancel.cancelled() => Interrupt::Cancelled(cause),
         why = assignment => why,
     }
 }
@@ -340,11 +535,14 @@ async fn assign(
     if session {
         tokio::time::sleep(ASSIGN_AFTER).await;
         assigned.store(true, Ordering::Relaxed);
-        let assigning = shared
-            .leases
-            .assign(lease, &task.tenant, &task.run, task.id);
+        let assigning =
+            shared
+                .leases
+                .assign(lease, &task.tenant, &task.run, task.id, task.group.as_ref());
         match Box::pin(assigning).await {
-            Ok(Renewal::Held { cancelled: Some(_) }) => return Interrupt::Cancelled,
+            Ok(Renewal::Held {
+                cancelled: Some(cancelled),
+            }) => return Interrupt::Cancelled(cancelled.cause),
             Ok(Renewal::Held { cancelled: None }) => {}
             Ok(Renewal::Lost) => return Interrupt::LeaseLost,
             Err(error) => tracing::debug!(error = %Chain(&error), "a task is not written down"),

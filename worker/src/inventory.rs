@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
 
 use broker_schema::pool::PoolSpec;
 use broker_schema::{Epoch, ErrorCode, PoolId, SandboxId, TenantId};
 use remuda_lease::{PoolCount, PoolTarget};
+
+use crate::clock::BootTime;
+use crate::reconcile::{Here, Snapshot};
 
 /// All sandboxes. `S` is the handle of an idle one, `H` that of whoever holds a leased one.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ struct Leased<H> {
     epoch: Epoch,
     session: bool,
     /// When the lease can no longer be counted on.
-    deadline: Instant,
+    deadline: BootTime,
 }
 
 /// What a placement names.
@@ -171,7 +173,7 @@ impl<S, H: Clone> Inventory<S, H> {
         &mut self,
         named: Named<'_>,
         incarnation: u32,
-        deadline: Instant,
+        deadline: BootTime,
         holder: impl FnOnce() -> H,
     ) -> Place<S, H> {
         let lost = |code, why| {
@@ -257,12 +259,18 @@ impl<S, H: Clone> Inventory<S, H> {
             .collect()
     }
 
-    pub(crate) fn renewed(&mut self, sandbox: SandboxId, epoch: Epoch, deadline: Instant) {
+    pub(crate) fn renewed(&mut self, sandbox: SandboxId, epoch: Epoch, deadline: BootTime) {
         if let Some(leased) = self.leased_mut(sandbox)
             && leased.epoch == epoch
         {
             leased.deadline = leased.deadline.max(deadline);
         }
+    }
+
+    /// Whether a lease can be counted on at `now`.
+    pub(crate) fn holds(&self, sandbox: SandboxId, epoch: Epoch, now: BootTime) -> bool {
+        let found = self.leased().find(|(id, _)| *id == sandbox);
+        found.is_some_and(|(_, leased)| leased.epoch == epoch && leased.deadline > now)
     }
 
     /// Who holds this sandbox under this epoch.
@@ -281,12 +289,12 @@ impl<S, H: Clone> Inventory<S, H> {
     }
 
     /// Holders whose lease can no longer be counted on.
-    pub(crate) fn overdue(&self, now: Instant) -> Vec<H> {
+    pub(crate) fn overdue(&self, now: BootTime) -> Vec<H> {
         let overdue = self.leased().filter(|(_, leased)| leased.deadline <= now);
         overdue.map(|(_, leased)| leased.holder.clone()).collect()
     }
 
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<BootTime> {
         self.leased().map(|(_, leased)| leased.deadline).min()
     }
 
@@ -297,6 +305,35 @@ impl<S, H: Clone> Inventory<S, H> {
                 warm.offered = false;
             }
         }
+    }
+
+    /// These are to be offered again.
+    pub(crate) fn forget_offers_of(&mut self, sandboxes: &[SandboxId]) {
+        for id in sandboxes {
+            if let Some(Entry {
+                state: State::Warm(warm),
+                ..
+            }) = self.entries.get_mut(id)
+            {
+                warm.offered = false;
+            }
+        }
+    }
+
+    /// What is here now, as the registry should know it.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let entries = self.entries.iter();
+        entries
+            .map(|(id, entry)| {
+                let here = match &entry.state {
+                    State::Warm(warm) if warm.retiring => Here::Retiring,
+                    State::Warm(_) => Here::Warm,
+                    State::Leased(leased) => Here::Leased(leased.epoch),
+                    State::Creating | State::Destroying => Here::Unusable,
+                };
+                (*id, here)
+            })
+            .collect()
     }
 
     /// Idle sandboxes that Redis does not have, by pool.

@@ -29,7 +29,7 @@ fn tenant(name: &str) -> TenantId {
 
 const EPOCH: Epoch = Epoch::new(1, 5);
 
-fn lease(herd: &mut Herd, id: SandboxId, now: Instant) {
+fn lease(herd: &mut Herd, id: SandboxId, now: BootTime) {
     let owner = tenant("t");
     let named = Named {
         sandbox: id,
@@ -45,7 +45,7 @@ fn lease(herd: &mut Herd, id: SandboxId, now: Instant) {
 
 #[test]
 fn the_plan_fills_what_is_missing_and_respects_the_maximum() {
-    let now = Instant::now();
+    let now = BootTime::now();
     // (warm here, leased here, creating here, target warm, target max) -> to create, to retire
     let cases = [
         ((0, 0, 0, 4, 64), (4, 0)),
@@ -118,7 +118,7 @@ enum Is {
 #[test]
 fn every_placement_has_its_place() {
     use ErrorCode::{SandboxLost, StaleEpoch};
-    let now = Instant::now();
+    let now = BootTime::now();
     let next = Epoch::new(1, 6);
     let other = Epoch::new(2, 5);
     // (state of the sandbox, epoch, tenant, for a session) -> place, under incarnation 1
@@ -170,20 +170,25 @@ fn every_placement_has_its_place() {
 
 #[test]
 fn a_lease_that_is_not_renewed_is_overdue() {
-    let now = Instant::now();
-    let later = now + Duration::from_secs(13);
+    let now = BootTime::now();
+    let later = now.plus(Duration::from_secs(13));
     let mut herd = Herd::default();
     let id = add_warm(&mut herd, "p");
     lease(&mut herd, id, later);
     assert_eq!(herd.next_deadline(), Some(later));
     assert_eq!(herd.overdue(now), [0_u32; 0]);
     assert_eq!(herd.overdue(later), [7]);
-    herd.renewed(id, Epoch::new(1, 4), later + Duration::from_secs(5));
+    herd.renewed(id, Epoch::new(1, 4), later.plus(Duration::from_secs(5)));
     assert_eq!(herd.overdue(later), [7], "another epoch's renewal");
-    herd.renewed(id, EPOCH, later + Duration::from_secs(5));
+    herd.renewed(id, EPOCH, later.plus(Duration::from_secs(5)));
     assert_eq!(herd.overdue(later), [0_u32; 0]);
     herd.renewed(id, EPOCH, now);
     assert_eq!(herd.overdue(later), [0_u32; 0], "an answer that came late");
+    assert!(herd.holds(id, EPOCH, later));
+    assert!(!herd.holds(id, Epoch::new(1, 4), later), "another lease");
+    assert!(!herd.holds(id, EPOCH, later.plus(Duration::from_secs(5))));
+    // The machine slept for a day: no timer ran, and the lease is over all the same.
+    assert_eq!(herd.overdue(now.plus(Duration::from_secs(86_400))), [7]);
 }
 
 #[test]
@@ -191,11 +196,23 @@ fn what_is_idle_is_offered_again_and_what_is_leased_is_not() {
     let mut herd = Herd::default();
     let idle = add_warm(&mut herd, "p");
     let leased = add_warm(&mut herd, "p");
-    lease(&mut herd, leased, Instant::now());
+    lease(&mut herd, leased, BootTime::now());
     herd.offered(&[idle]);
     assert!(herd.to_offer().is_empty());
     herd.forget_offers();
     assert_eq!(herd.to_offer().into_values().collect::<Vec<_>>(), [[idle]]);
+    herd.offered(&[idle]);
+    herd.forget_offers_of(&[leased, idle, SandboxId::new()]);
+    assert_eq!(herd.to_offer().into_values().collect::<Vec<_>>(), [[idle]]);
+    herd.retire(idle);
+    let mut made = SandboxId::new();
+    herd.begin(made, Arc::new(spec("p")));
+    let snapshot = herd.snapshot();
+    assert_eq!(snapshot[&idle], Here::Retiring);
+    assert_eq!(snapshot[&leased], Here::Leased(EPOCH));
+    assert_eq!(snapshot[&made], Here::Unusable);
+    made = add_warm(&mut herd, "p");
+    assert_eq!(herd.snapshot()[&made], Here::Warm);
 }
 
 #[test]
@@ -203,7 +220,7 @@ fn counts_tell_idle_and_leased_apart() {
     let mut herd = Herd::default();
     add_warm(&mut herd, "p");
     let leased = add_warm(&mut herd, "p");
-    lease(&mut herd, leased, Instant::now());
+    lease(&mut herd, leased, BootTime::now());
     herd.begin(SandboxId::new(), Arc::new(spec("p")));
     let count = herd.counts()[&"p".parse().unwrap()];
     assert_eq!((count.warm, count.leased), (1, 1));

@@ -1,9 +1,13 @@
 //! What the worker has in hand: which placements run, and which ended lately.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Instant;
 
-use broker_schema::{Placement, TaskId, TenantId};
-use tokio_util::sync::CancellationToken;
+use broker_schema::{
+    CancelCause, CancelNotice, GroupId, Notices, Placement, RunId, TaskId, TenantId,
+};
+
+use crate::cancellation::Cancellation;
 
 /// Placements that are remembered after their end: a repeat within these is not run again.
 const REMEMBERED: usize = 4096;
@@ -21,7 +25,27 @@ impl JobKey {
         Self {
             tenant: placement.task.tenant.clone(),
             task: placement.task.id,
-            attempt: placement.attempt,
+            // A session's task has one run, whatever number its sender gave it.
+            attempt: match placement.task.session {
+                Some(_) => 0,
+                None => placement.attempt,
+            },
+        }
+    }
+}
+
+/// What a task belongs to, and can be cancelled with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Family {
+    pub(crate) run: RunId,
+    pub(crate) group: Option<GroupId>,
+}
+
+impl Family {
+    pub(crate) fn of(placement: &Placement) -> Self {
+        Self {
+            run: placement.task.run.clone(),
+            group: placement.task.group.clone(),
         }
     }
 }
@@ -29,8 +53,8 @@ impl JobKey {
 /// What to do with a delivery.
 #[derive(Debug)]
 pub(crate) enum Admission {
-    /// Run it; the token is cancelled when somebody cancels the task.
-    Run(CancellationToken),
+    /// Run it, until it is cancelled: it may have been while it was on its way.
+    Run(Cancellation),
     /// The message that runs, delivered once more: its end will settle it.
     Redelivered,
     /// Another message of what runs or has ended: settle it and do nothing else.
@@ -40,7 +64,8 @@ pub(crate) enum Admission {
 #[derive(Debug)]
 struct Running {
     sequence: u64,
-    cancel: CancellationToken,
+    family: Family,
+    cancel: Cancellation,
 }
 
 /// The table of jobs. Pure; one lock around it.
@@ -49,11 +74,18 @@ pub(crate) struct JobTable {
     running: HashMap<JobKey, Running>,
     ended: HashSet<JobKey>,
     order: VecDeque<JobKey>,
+    cancelled: Notices,
 }
 
 impl JobTable {
     /// `sequence` is the message's place in the stream.
-    pub(crate) fn admit(&mut self, key: &JobKey, sequence: u64) -> Admission {
+    pub(crate) fn admit(
+        &mut self,
+        key: &JobKey,
+        sequence: u64,
+        family: Family,
+        now: Instant,
+    ) -> Admission {
         if let Some(running) = self.running.get(key) {
             return if running.sequence == sequence {
                 Admission::Redelivered
@@ -64,9 +96,17 @@ impl JobTable {
         if self.ended.contains(key) {
             return Admission::Repeat;
         }
-        let cancel = CancellationToken::new();
+        let cancel = Cancellation::default();
+        let Family { run, group } = &family;
+        let cause = self
+            .cancelled
+            .cause(&key.tenant, key.task, run, group.as_ref(), now);
+        if let Some(cause) = cause {
+            cancel.cancel(cause);
+        }
         let running = Running {
             sequence,
+            family,
             cancel: cancel.clone(),
         };
         self.running.insert(key.clone(), running);
@@ -87,9 +127,24 @@ impl JobTable {
     }
 
     /// Cancels every attempt at a task; how many there were.
-    pub(crate) fn cancel(&self, task: TaskId) -> usize {
+    pub(crate) fn cancel(&self, task: TaskId, cause: CancelCause) -> usize {
         let attempts = self.running.iter().filter(|(key, _)| key.task == task);
-        attempts.map(|(_, running)| running.cancel.cancel()).count()
+        attempts
+            .map(|(_, running)| running.cancel.cancel(cause))
+            .count()
+    }
+
+    /// Cancels everything that a notice means, and what of it comes a little later; how many
+    /// there were.
+    pub(crate) fn heed(&mut self, notice: &CancelNotice, now: Instant) -> usize {
+        self.cancelled.add(notice, now);
+        let meant = self.running.iter().filter(|(key, running)| {
+            let Family { run, group } = &running.family;
+            notice.covers(&key.tenant, key.task, run, group.as_ref())
+        });
+        meant
+            .map(|(_, running)| running.cancel.cancel(notice.cause))
+            .count()
     }
 
     pub(crate) fn running(&self) -> usize {
@@ -109,27 +164,94 @@ mod tests {
         }
     }
 
+    fn family() -> Family {
+        Family {
+            run: "r".parse().unwrap(),
+            group: Some("g".parse().unwrap()),
+        }
+    }
+
+    #[test]
+    fn a_notice_ends_what_it_means_and_what_of_it_comes_late() {
+        let (mut table, now) = (JobTable::default(), Instant::now());
+        let run = |name: &str| Family {
+            run: name.parse().unwrap(),
+            group: None,
+        };
+        let mut admit = |table: &mut JobTable, family| match table.admit(&key(1), 1, family, now) {
+            Admission::Run(cancel) => cancel,
+            other => panic!("{other:?}"),
+        };
+        let (meant, other) = (admit(&mut table, family()), admit(&mut table, run("s")));
+        let notice = CancelNotice {
+            tenant: "t".parse().unwrap(),
+            target: broker_schema::CancelTarget::Run {
+                run: "r".parse().unwrap(),
+            },
+            cause: CancelCause::Run,
+        };
+        assert_eq!(table.heed(&notice, now), 1);
+        assert!(meant.is_cancelled() && !other.is_cancelled());
+        assert_eq!(meant.cause(), CancelCause::Run);
+        let late = admit(&mut table, run("r"));
+        assert!(late.is_cancelled());
+        assert!(!admit(&mut table, run("s")).is_cancelled());
+    }
+
     #[test]
     fn a_placement_runs_once_however_often_it_comes() {
         let mut table = JobTable::default();
         let key = key(1);
-        assert!(matches!(table.admit(&key, 7), Admission::Run(_)));
-        assert!(matches!(table.admit(&key, 7), Admission::Redelivered));
-        assert!(matches!(table.admit(&key, 8), Admission::Repeat));
+        assert!(matches!(
+            table.admit(&key, 7, family(), Instant::now()),
+            Admission::Run(_)
+        ));
+        assert!(matches!(
+            table.admit(&key, 7, family(), Instant::now()),
+            Admission::Redelivered
+        ));
+        assert!(matches!(
+            table.admit(&key, 8, family(), Instant::now()),
+            Admission::Repeat
+        ));
         table.end(&key, true);
-        assert!(matches!(table.admit(&key, 7), Admission::Repeat));
+        assert!(matches!(
+            table.admit(&key, 7, family(), Instant::now()),
+            Admission::Repeat
+        ));
         let next = JobKey { attempt: 2, ..key };
-        assert!(matches!(table.admit(&next, 9), Admission::Run(_)));
+        assert!(matches!(
+            table.admit(&next, 9, family(), Instant::now()),
+            Admission::Run(_)
+        ));
         assert_eq!(table.running(), 1);
+    }
+
+    #[test]
+    fn a_sessions_task_has_one_key_and_each_attempt_at_a_one_shot_its_own() {
+        let mut placement = crate::testing::placement();
+        let first = JobKey::of(&placement);
+        placement.attempt = 2;
+        assert_ne!(JobKey::of(&placement), first);
+        placement.task.session = Some(placement.sandbox.clone());
+        let second = JobKey::of(&placement);
+        placement.attempt = 3;
+        assert_eq!(JobKey::of(&placement), second);
     }
 
     #[test]
     fn what_was_given_up_quietly_may_come_again() {
         let mut table = JobTable::default();
         let key = key(1);
-        assert!(matches!(table.admit(&key, 7), Admission::Run(_)));
+        assert!(matches!(
+            table.admit(&key, 7, family(), Instant::now()),
+            Admission::Run(_)
+        ));
         table.end(&key, false);
-        assert!(matches!(table.admit(&key, 7), Admission::Run(_)));
+        assert!(matches!(
+            table.admit(&key, 7, family(), Instant::now()),
+            Admission::Run(_)
+        ));
     }
 
     #[test]
@@ -140,16 +262,18 @@ mod tests {
             attempt: 2,
             ..first.clone()
         };
-        let tokens: Vec<CancellationToken> = [&first, &second, &key(1)]
+        let tokens: Vec<Cancellation> = [&first, &second, &key(1)]
             .into_iter()
             .zip(1..)
-            .map(|(key, sequence)| match table.admit(key, sequence) {
-                Admission::Run(token) => token,
-                other => panic!("{other:?}"),
-            })
+            .map(
+                |(key, sequence)| match table.admit(key, sequence, family(), Instant::now()) {
+                    Admission::Run(token) => token,
+                    other => panic!("{other:?}"),
+                },
+            )
             .collect();
-        assert_eq!(table.cancel(first.task), 2);
-        let cancelled: Vec<bool> = tokens.iter().map(CancellationToken::is_cancelled).collect();
+        assert_eq!(table.cancel(first.task, CancelCause::Asked), 2);
+        let cancelled: Vec<bool> = tokens.iter().map(Cancellation::is_cancelled).collect();
         assert_eq!(cancelled, [true, true, false]);
     }
 
@@ -162,6 +286,9 @@ mod tests {
             table.end(&key(1), true);
         }
         assert_eq!(table.ended.len(), REMEMBERED);
-        assert!(matches!(table.admit(&first, 1), Admission::Run(_)));
+        assert!(matches!(
+            table.admit(&first, 1, family(), Instant::now()),
+            Admission::Run(_)
+        ));
     }
 }

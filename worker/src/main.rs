@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use remuda_telemetry::{Chain, Readiness, task};
 use remuda_worker::backend::local;
-use remuda_worker::{READINESS, Worker, WorkerOptions, signals};
+use remuda_worker::{READINESS, Worker, WorkerError, WorkerOptions, signals};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Parser)]
@@ -35,11 +35,18 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let known = error.downcast_ref::<WorkerError>();
+            let code = known.map(|error| format!(" [{}]", error.code()));
+            let status = known.map_or(1, WorkerError::exit_status);
             #[expect(clippy::print_stderr, reason = "there may be no log to write to")]
             {
-                eprintln!("remuda-worker: {}", Chain(error.as_ref()));
+                eprintln!(
+                    "remuda-worker: {}{}",
+                    Chain(error.as_ref()),
+                    code.unwrap_or_default()
+                );
             }
-            ExitCode::FAILURE
+            ExitCode::from(status)
         }
     }
 }

@@ -71,6 +71,8 @@ pub(crate) struct Metrics {
     create: Histogram,
     create_failures: Counter,
     unreadable: Counter,
+    refused: Counter,
+    foreign_keys: Counter,
     leases_lost: Counter,
     sandboxes: Gauge,
     jobs: Gauge,
@@ -99,6 +101,14 @@ impl Metrics {
                 "remuda.worker.placements.unreadable",
                 "Placements that could not be read and had nobody to be told",
             ),
+            refused: metrics::counter(
+                "remuda.worker.placements.refused",
+                "Placements that named other tenants, workers or sandboxes than their subject",
+            ),
+            foreign_keys: metrics::counter(
+                "remuda.worker.redis.foreign.keys",
+                "Keys under the fleet's names that were not the fleet's, set aside",
+            ),
             leases_lost: metrics::counter(
                 "remuda.worker.leases.lost",
                 "Leases that were lost while they were held",
@@ -123,6 +133,14 @@ impl Metrics {
 
     pub(crate) fn unreadable(&self) {
         self.unreadable.add(1, ());
+    }
+
+    pub(crate) fn refused(&self) {
+        self.refused.add(1, ());
+    }
+
+    pub(crate) fn foreign_keys(&self, count: u64) {
+        self.foreign_keys.add(count, ());
     }
 
     pub(crate) fn lease_lost(&self) {

@@ -129,6 +129,10 @@ pub struct Timings {
     /// What running tasks may take after the worker was told to stop.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
+    /// How long an open session may be without a task before it is ended, once the worker was
+    /// told to stop; at most `drain`.
+    #[serde(with = "humantime_serde")]
+    pub session_grace: Duration,
     /// How long a worker that was told to stop goes on without NATS, and how much longer than
     /// `drain` it takes at most, whatever does not answer.
     #[serde(with = "humantime_serde")]
@@ -142,8 +146,9 @@ impl Default for Timings {
     fn default() -> Self {
         Self {
             renew: Duration::from_secs(5),
-            heartbeat: Duration::from_secs(5),
+            heartbeat: Duration::from_secs(2),
             drain: Duration::from_secs(30),
+            session_grace: Duration::from_secs(5),
             unreachable: Duration::from_secs(20),
             publish: Duration::from_secs(300),
         }

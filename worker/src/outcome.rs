@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use broker_schema::{Attribution, ErrorCode, ErrorInfo, ExitStatus, Outcome};
+use broker_schema::{Attribution, CancelCause, ErrorCode, ErrorInfo, ExitStatus, Outcome};
 use remuda_proto::code;
 
 /// What a step may take, and what sets that.
@@ -41,6 +41,26 @@ pub(crate) fn budget(
     least
 }
 
+/// The kernel's OOM kills in a sandbox since somebody looked last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct OomKills {
+    pub(crate) count: u64,
+    /// The sandbox had reached its own limit. Otherwise it was the host that ran short.
+    pub(crate) at_limit: bool,
+}
+
+impl OomKills {
+    /// What the code in the sandbox brought upon itself.
+    pub(crate) fn by_its_limit(self) -> u64 {
+        if self.at_limit { self.count } else { 0 }
+    }
+
+    /// What befell it.
+    pub(crate) fn by_the_host(self) -> u64 {
+        self.count - self.by_its_limit()
+    }
+}
+
 /// How one step ended, as far as it matters for the task.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum StepEnd {
@@ -49,7 +69,7 @@ pub(crate) enum StepEnd {
         exit: ExitStatus,
         /// What ran out, where the sidecar killed it for its time.
         timed_out: Option<Limit>,
-        oom_kills: u64,
+        oom: OomKills,
         /// Why the program could not be started.
         spawn_error: String,
         /// Its output could not be taken off its hands for a while, by no fault of its own.
@@ -63,10 +83,10 @@ pub(crate) enum StepEnd {
     Unable(String),
     /// Nothing was left of the time.
     NoTime(Limit),
-    /// The time was over and the sidecar did not say how it went.
+    /// The time was over, the sidecar answers, and the command's processes did not end.
     Unresponsive(Limit),
     /// The sidecar, and with it the sandbox, is gone.
-    Broken { why: String, oom_kills: u64 },
+    Broken { why: String, oom: OomKills },
     /// The sidecar serves a later lease.
     Stale,
 }
@@ -99,7 +119,7 @@ impl StepEnd {
 /// Why a task was stopped from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interrupt {
-    Cancelled,
+    Cancelled(CancelCause),
     /// Somebody else has the lease, or nobody.
     LeaseLost,
     /// Nobody could be asked about the lease for too long.
@@ -169,20 +189,22 @@ pub(crate) fn judge(ends: &[StepEnd], interrupt: Option<Interrupt>, session: boo
 
 fn killed_for_memory(ends: &[StepEnd]) -> u64 {
     let kills = ends.iter().map(|end| match end {
-        StepEnd::Exited { oom_kills, .. } => *oom_kills,
+        StepEnd::Exited { oom, .. } => oom.count,
         _ => 0,
     });
     kills.sum()
 }
 
+/// A task that somebody ended.
+pub(crate) fn cancelled(when: &str, cause: CancelCause) -> Finding {
+    let why = format!("it was cancelled {when}: {}", cause.evidence());
+    let error = ErrorInfo::new(ErrorCode::Cancelled, why.clone());
+    Finding::new(Outcome::Cancelled, why).with(error)
+}
+
 fn interrupted(interrupt: Interrupt, session: bool) -> Verdict {
     match interrupt {
-        Interrupt::Cancelled => Verdict::Finish(
-            Finding::new(Outcome::Cancelled, "it was cancelled while it ran").with(ErrorInfo::new(
-                ErrorCode::Cancelled,
-                "the task was cancelled",
-            )),
-        ),
+        Interrupt::Cancelled(cause) => Verdict::Finish(cancelled("while it ran", cause)),
         Interrupt::LeaseOverdue => Verdict::Quiet,
         Interrupt::LeaseLost => lost(
             session,
@@ -204,10 +226,13 @@ fn lost(session: bool, code: ErrorCode, why: &str) -> Verdict {
 }
 
 fn failed(at: usize, end: &StepEnd, session: bool) -> Verdict {
-    let oom = |kills: u64, what: &str| {
+    let killed = |oom: OomKills, what: &str| {
         Finding::new(
             Outcome::OomKilled,
-            format!("step {at} {what}; the kernel's count of OOM kills grew by {kills}"),
+            format!(
+                "step {at} {what}; the kernel's count of OOM kills grew by {}",
+                oom.count
+            ),
         )
     };
     match end {
@@ -228,10 +253,19 @@ fn failed(at: usize, end: &StepEnd, session: bool) -> Verdict {
             }
             Verdict::Finish(finding)
         }
-        StepEnd::Exited {
-            exit, oom_kills, ..
-        } if *oom_kills > 0 => {
-            Verdict::Finish(oom(*oom_kills, &format!("exited with {}", exit.code)))
+        StepEnd::Exited { exit, oom, .. } if oom.by_its_limit() > 0 => {
+            Verdict::Finish(killed(*oom, &format!("exited with {}", exit.code)))
+        }
+        StepEnd::Exited { exit, oom, .. } if oom.by_the_host() > 0 => {
+            let mut finding = killed(*oom, &format!("exited with {}", exit.code));
+            finding.attribution = Attribution::Infrastructure;
+            finding.evidence +=
+                ", and the sandbox was below its memory limit: the host ran out of memory";
+            if session {
+                Verdict::Finish(finding)
+            } else {
+                Verdict::HandBack(finding.evidence)
+            }
         }
         StepEnd::Exited {
             exit, spawn_error, ..
@@ -256,11 +290,12 @@ fn failed(at: usize, end: &StepEnd, session: bool) -> Verdict {
         StepEnd::NoTime(limit) => Verdict::Finish(out_of_time(at, *limit)),
         StepEnd::Unresponsive(limit) => {
             let mut finding = out_of_time(at, *limit);
-            finding.evidence += "; the sandbox did not report its end and was destroyed";
+            finding.evidence += "; its processes outlived SIGKILL while the sidecar answered, the sandbox was \
+                 destroyed";
             Verdict::Finish(finding.unusable())
         }
-        StepEnd::Broken { oom_kills, .. } if *oom_kills > 0 => {
-            Verdict::Finish(oom(*oom_kills, "took its sandbox down").unusable())
+        StepEnd::Broken { oom, .. } if oom.by_its_limit() > 0 => {
+            Verdict::Finish(killed(*oom, "took its sandbox down").unusable())
         }
         StepEnd::Broken { why, .. } | StepEnd::Unable(why) => lost(
             session,

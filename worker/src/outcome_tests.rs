@@ -4,7 +4,7 @@ fn exited(code: i32) -> StepEnd {
     StepEnd::Exited {
         exit: ExitStatus::code(code),
         timed_out: None,
-        oom_kills: 0,
+        oom: OomKills::default(),
         spawn_error: String::new(),
         stalled: false,
     }
@@ -17,7 +17,7 @@ fn timed_out(limit: Limit, stalled: bool) -> StepEnd {
             signal: Some(9),
         },
         timed_out: Some(limit),
-        oom_kills: 0,
+        oom: OomKills::default(),
         spawn_error: String::new(),
         stalled,
     }
@@ -27,16 +27,37 @@ fn oom(code: i32) -> StepEnd {
     StepEnd::Exited {
         exit: ExitStatus::code(code),
         timed_out: None,
-        oom_kills: 2,
+        oom: kills(2),
         spawn_error: String::new(),
         stalled: false,
     }
 }
 
-fn broken(oom_kills: u64) -> StepEnd {
+fn kills(count: u64) -> OomKills {
+    OomKills {
+        count,
+        at_limit: true,
+    }
+}
+
+/// The kernel killed something in a sandbox that was below its limit.
+fn host_oom() -> StepEnd {
+    StepEnd::Exited {
+        exit: ExitStatus::code(137),
+        timed_out: None,
+        oom: OomKills {
+            count: 1,
+            at_limit: false,
+        },
+        spawn_error: String::new(),
+        stalled: false,
+    }
+}
+
+fn broken(count: u64) -> StepEnd {
     StepEnd::Broken {
         why: "closed".to_owned(),
-        oom_kills,
+        oom: kills(count),
     }
 }
 
@@ -73,6 +94,7 @@ fn every_end_has_one_outcome_and_one_culprit() {
         (vec![exited(0), exited(3)], "failed policy", "failed policy"),
         (vec![exited(3), exited(0)], "failed policy", "failed policy"),
         (vec![oom(137)], "oom_killed policy", "oom_killed policy"),
+        (vec![host_oom()], "back", "oom_killed infrastructure"),
         (
             vec![timed_out(Limit::Step, false)],
             "timed_out policy",
@@ -145,7 +167,11 @@ fn every_end_has_one_outcome_and_one_culprit() {
 fn an_interruption_decides_over_what_it_left_half_done() {
     let half = [exited(0), broken(0)];
     for (interrupt, alone, in_session) in [
-        (Interrupt::Cancelled, "cancelled user", "cancelled user"),
+        (
+            Interrupt::Cancelled(CancelCause::Run),
+            "cancelled user",
+            "cancelled user",
+        ),
         (Interrupt::LeaseOverdue, "quiet", "quiet"),
         (
             Interrupt::LeaseLost,
@@ -173,7 +199,7 @@ fn the_evidence_names_the_step_and_the_reason() {
     let missing = StepEnd::Exited {
         exit: ExitStatus::code(127),
         timed_out: None,
-        oom_kills: 0,
+        oom: OomKills::default(),
         spawn_error: "nosuch: not found".to_owned(),
         stalled: false,
     };

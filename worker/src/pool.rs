@@ -11,7 +11,8 @@ use broker_schema::pool::PoolSpec;
 use broker_schema::{HEADER_CONTENT_TYPE, PoolId, SandboxId, codec};
 use futures::FutureExt as _;
 use remuda_lease::Offered;
-use remuda_telemetry::{Chain, TaskGroup};
+use remuda_telemetry::history::{self, Event};
+use remuda_telemetry::{Chain, TaskGroup, failpoint};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -136,6 +137,7 @@ impl Pool {
             Ok(sandbox) => {
                 self.backoff.remove(&made.pool);
                 self.shared.metrics.created(made.took);
+                failpoint::step(failpoint::worker::CREATED);
                 self.shared.herd().ready(made.sandbox, sandbox);
                 self.shared.offer_wake.notify_one();
             }
@@ -206,12 +208,18 @@ pub(crate) async fn offer(shared: Arc<Shared>, token: CancellationToken) {
         let pools = shared.herd().to_offer();
         for (pool, sandboxes) in pools {
             let incarnation = shared.incarnation();
+            for sandbox in &sandboxes {
+                history::record(|| Event::Offered {
+                    sandbox: sandbox.to_string(),
+                });
+            }
             let offered = shared
                 .leases
                 .offer(&shared.worker, incarnation, &pool, &sandboxes)
                 .await;
             match offered {
                 Ok(Offered::Taken { fresh }) => {
+                    failpoint::step(failpoint::worker::OFFERED);
                     shared.herd().offered(&sandboxes);
                     if fresh > 0 {
                         hint(&shared, pool).await;

@@ -1,18 +1,24 @@
-//! Says that the worker is alive, learns what it should keep, and which incarnation is in force.
+//! Says that the worker is alive, learns what it should keep, which incarnation is in force, and
+//! what the registry believes that the worker has.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use broker_schema::{SCHEMA_VERSION, Timestamp};
+use broker_schema::{Epoch, SCHEMA_VERSION, SandboxId, Timestamp};
 use remuda_client::broker::BrokerError;
-use remuda_lease::{HeartbeatReply, LeaseError, WorkerRecord};
+use remuda_lease::{HeartbeatReply, LeaseError, Renewal, WorkerRecord};
 use remuda_telemetry::{Chain, Readiness};
 use tokio_util::sync::CancellationToken;
 
+use crate::finish;
+use crate::reconcile::reconcile;
 use crate::shared::Shared;
 
 /// A heartbeat that was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
+    #[error("the fleet does not take this worker")]
+    Refused(#[source] LeaseError),
     #[error("the registry cannot be told that the worker is alive")]
     Heartbeat(#[source] LeaseError),
     #[error("the incarnation cannot be put in force")]
@@ -30,6 +36,10 @@ pub(crate) struct Registry {
     shared: Arc<Shared>,
     started_at: Timestamp,
     registered: bool,
+    /// When both sides were last found the same, or made so. None where they may differ.
+    compared: Option<Instant>,
+    /// Set aside until now.
+    foreign_keys: u64,
 }
 
 impl Registry {
@@ -38,6 +48,8 @@ impl Registry {
             shared,
             started_at: Timestamp::now(),
             registered: false,
+            compared: None,
+            foreign_keys: 0,
         }
     }
 
@@ -55,9 +67,18 @@ impl Registry {
             // One that leaves takes nothing.
             readiness.set("redis", beat.is_ok() && !self.shared.draining());
             readiness.set("nats", self.shared.broker.connected());
-            if let Err(error) = beat {
-                tracing::warn!(error = %Chain(&error), "no heartbeat");
+            match beat {
+                Ok(()) => self.compare().await,
+                Err(error @ RegistryError::Refused(_)) => {
+                    tracing::error!(error = %Chain(&error), "leaving");
+                    self.shared.leave.cancel();
+                }
+                Err(error) => {
+                    self.compared = None;
+                    tracing::warn!(error = %Chain(&error), "no heartbeat");
+                }
             }
+            self.look_around().await;
             let sandboxes = self.shared.herd().by_state();
             let jobs = self.shared.jobs().running();
             self.shared.metrics.state(sandboxes, jobs);
@@ -73,7 +94,10 @@ impl Registry {
             } else {
                 self.shared.leases.register(&record).await
             };
-            let reply = told.map_err(RegistryError::Heartbeat)?;
+            let reply = told.map_err(|error| match error {
+                LeaseError::SchemaRefused { .. } => RegistryError::Refused(error),
+                other => RegistryError::Heartbeat(other),
+            })?;
             match reply.incarnation {
                 Some(incarnation) if incarnation == record.incarnation => {
                     self.registered = true;
@@ -114,12 +138,14 @@ impl Registry {
         tracing::info!(incarnation, "incarnation");
         self.shared.set_incarnation(incarnation);
         self.registered = false;
+        self.compared = None;
+        self.shared.herd().forget_offers();
         self.shared.renew_wake.notify_one();
     }
 
     fn taken(&self, reply: HeartbeatReply) {
         let shared = &self.shared;
-        if reply.draining && !shared.draining() {
+        if reply.draining && !shared.draining() && !shared.leave.is_cancelled() {
             tracing::info!("the registry asks the worker to leave");
             shared.leave.cancel();
         }
@@ -129,8 +155,78 @@ impl Registry {
             changed
         });
         shared.pool_wake.notify_one();
-        // Offered again with every heartbeat: what Redis lost in the meantime comes back.
-        shared.herd().forget_offers();
         shared.offer_wake.notify_one();
+    }
+
+    /// Goes by the fleet's clock where this machine's is wrong, and counts what was in the way.
+    async fn look_around(&mut self) {
+        let shared = &self.shared;
+        let foreign = shared.leases.foreign_keys();
+        shared.metrics.foreign_keys(foreign - self.foreign_keys);
+        self.foreign_keys = foreign;
+        let Ok(redis) = shared.leases.clock_offset().await else {
+            return;
+        };
+        if let Err(error) = shared.broker.keep_time(redis).await {
+            tracing::debug!(error = %Chain(&error), "the clock is not compared");
+        }
+    }
+
+    /// Makes both sides the same again, in both directions.
+    async fn compare(&mut self) {
+        let shared = &self.shared;
+        let often = shared.options.timings.renew;
+        if self.compared.is_some_and(|at| at.elapsed() < often) {
+            return;
+        }
+        let before = shared.herd().snapshot();
+        let held = match shared.leases.held(&shared.worker).await {
+            Ok(held) => held,
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "what the registry holds is not known");
+                return;
+            }
+        };
+        let after = shared.herd().snapshot();
+        let to_do = reconcile(&before, &held, &after, shared.incarnation());
+        self.compared = Some(Instant::now());
+        if to_do.is_empty() {
+            return;
+        }
+        tracing::info!(
+            offered = to_do.offer.len(),
+            let_go = to_do.let_go.len(),
+            withdrawn = to_do.withdraw.len(),
+            released = to_do.release.len(),
+            "the registry and this worker differed"
+        );
+        shared.herd().forget_offers_of(&to_do.offer);
+        shared.offer_wake.notify_one();
+        self.confirm_lost(&to_do.let_go).await;
+        for sandbox in to_do.withdraw {
+            if let Err(error) = shared.leases.withdraw(&shared.worker, sandbox).await {
+                tracing::warn!(error = %Chain(&error), "a sandbox that is not here stays offered");
+            }
+        }
+        for (sandbox, epoch) in to_do.release {
+            finish::release(shared, sandbox, epoch, None).await;
+        }
+    }
+
+    /// A lease is let go of only where a renewal says so too.
+    async fn confirm_lost(&self, leases: &[(SandboxId, Epoch)]) {
+        let shared = &self.shared;
+        if leases.is_empty() {
+            return;
+        }
+        let Ok(renewals) = shared.leases.renew(&shared.worker, leases).await else {
+            // The next renewal, or its absence, decides.
+            return;
+        };
+        for ((sandbox, epoch), renewal) in leases.iter().zip(renewals) {
+            if renewal == Renewal::Lost {
+                shared.lease_lost(*sandbox, *epoch);
+            }
+        }
     }
 }

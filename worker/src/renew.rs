@@ -1,12 +1,13 @@
 //! Keeps leases alive, and ends what runs under one that is not.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use remuda_lease::Renewal;
+use remuda_lease::{Cancelled, Renewal};
 use remuda_telemetry::Chain;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::BootTime;
 use crate::shared::{Shared, Stop};
 
 /// Leases in one call.
@@ -38,13 +39,15 @@ pub(crate) async fn run(shared: Arc<Shared>, token: CancellationToken) {
 
 /// Waits for the next deadline, then ends what has passed it.
 async fn overdue(shared: &Shared) {
-    /// New leases may come up in between; none is due sooner than this.
-    const LOOK: Duration = Duration::from_secs(1);
-    let now = Instant::now();
+    /// New leases may come up in between; none is due sooner than this. Timers stand still
+    /// while the machine sleeps: this long after it woke up, what it slept through is noticed.
+    const LOOK: Duration = Duration::from_millis(500);
+    const PAUSE: Duration = Duration::from_millis(10);
     let next = shared.herd().next_deadline();
-    let wake = next.map_or(now + LOOK, |deadline| deadline.min(now + LOOK));
-    tokio::time::sleep_until(wake.into()).await;
-    let overdue = shared.herd().overdue(Instant::now());
+    let wait = next.map_or(LOOK, |deadline| BootTime::now().until(deadline).min(LOOK));
+    // What is overdue stays so until its holder has ended.
+    tokio::time::sleep(wait.max(PAUSE)).await;
+    let overdue = shared.herd().overdue(BootTime::now());
     for holder in overdue {
         if holder.stop(Stop::LeaseOverdue) {
             shared.metrics.lease_lost();
@@ -57,7 +60,7 @@ async fn renew(shared: &Shared) {
     let leases = shared.herd().leases();
     for batch in leases.chunks(BATCH) {
         // Before the call is sent: Redis cannot have counted from earlier.
-        let sent = Instant::now();
+        let sent = BootTime::now();
         let renewals = match shared.leases.renew(&shared.worker, batch).await {
             Ok(renewals) => renewals,
             Err(error) => {
@@ -70,17 +73,22 @@ async fn renew(shared: &Shared) {
             match renewal {
                 Renewal::Held { cancelled } => {
                     shared.herd().renewed(*sandbox, *epoch, deadline);
-                    if let Some(task) = cancelled {
-                        shared.cancel(task);
+                    match cancelled {
+                        Some(Cancelled {
+                            task: Some(task),
+                            cause,
+                        }) => shared.cancel(task, cause),
+                        Some(Cancelled { task: None, .. }) => {
+                            // A session of what was cancelled waits for a task that will not come.
+                            let holder = shared.herd().holder(*sandbox, *epoch);
+                            if holder.is_some_and(|holder| holder.stop(Stop::Cancelled)) {
+                                tracing::info!(%sandbox, "a session is cancelled");
+                            }
+                        }
+                        None => {}
                     }
                 }
-                Renewal::Lost => {
-                    let holder = shared.herd().holder(*sandbox, *epoch);
-                    if holder.is_some_and(|holder| holder.stop(Stop::LeaseLost)) {
-                        shared.metrics.lease_lost();
-                        tracing::warn!(%sandbox, %epoch, "a lease was lost, its sandbox is killed");
-                    }
-                }
+                Renewal::Lost => shared.lease_lost(*sandbox, *epoch),
             }
         }
     }

@@ -5,16 +5,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use broker_schema::WorkerId;
 use broker_schema::codec::Format;
-use broker_schema::{Placement, TaskId};
+use broker_schema::{CancelCause, CancelNotice, Epoch, Placement, SandboxId, TaskId, WorkerId};
 use remuda_client::broker::{Broker, Delivery};
 use remuda_lease::{LeaseStore, PoolTarget};
+use remuda_telemetry::history::{self, Event};
 use remuda_telemetry::{TaskGroup, TraceHeaders};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::answers::Answers;
 use crate::backend::{Backends, Sandbox};
+use crate::cancellation::Cancellation;
+use crate::clock::BootTime;
+use crate::farewell::Farewells;
 use crate::inventory::Inventory;
 use crate::jobs::{JobKey, JobTable};
 use crate::metrics::Metrics;
@@ -29,6 +33,8 @@ pub(crate) enum Stop {
     No,
     /// Finish what runs, then close.
     Drain,
+    /// What its session belongs to was cancelled.
+    Cancelled,
     LeaseLost,
     LeaseOverdue,
     Shutdown,
@@ -84,6 +90,8 @@ pub(crate) struct Shared {
     herd: Mutex<Herd>,
     jobs: Mutex<JobTable>,
     in_hand: Mutex<HashMap<u64, Delivery>>,
+    farewells: Mutex<Farewells>,
+    answers: Mutex<Answers>,
     incarnation: AtomicU32,
     draining: AtomicBool,
 }
@@ -116,6 +124,8 @@ impl Shared {
             herd: Mutex::default(),
             jobs: Mutex::default(),
             in_hand: Mutex::default(),
+            farewells: Mutex::default(),
+            answers: Mutex::default(),
             incarnation: AtomicU32::new(0),
             draining: AtomicBool::new(false),
         });
@@ -128,6 +138,18 @@ impl Shared {
 
     pub(crate) fn jobs(&self) -> MutexGuard<'_, JobTable> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sessions that ended here.
+    pub(crate) fn farewells(&self) -> MutexGuard<'_, Farewells> {
+        self.farewells
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Terminals of sessions' tasks that ran here.
+    pub(crate) fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn in_hand(&self) -> MutexGuard<'_, HashMap<u64, Delivery>> {
@@ -163,13 +185,36 @@ impl Shared {
     }
 
     /// Until when a lease holds that was known to be held at `since`.
-    pub(crate) fn lease_deadline(&self, since: Instant) -> Instant {
-        since + self.leases.ttl().saturating_sub(MARGIN)
+    pub(crate) fn lease_deadline(&self, since: BootTime) -> BootTime {
+        since.plus(self.leases.ttl().saturating_sub(MARGIN))
     }
 
-    pub(crate) fn cancel(&self, task: TaskId) {
-        let attempts = self.jobs().cancel(task);
-        tracing::info!(%task, attempts, "cancel");
+    /// The registry knows a lease no more: its sandbox and what runs in it go.
+    pub(crate) fn lease_lost(&self, sandbox: SandboxId, epoch: Epoch) {
+        let holder = self.herd().holder(sandbox, epoch);
+        if holder.is_some_and(|holder| holder.stop(Stop::LeaseLost)) {
+            self.metrics.lease_lost();
+            history::record(|| Event::LeaseLost {
+                sandbox: sandbox.to_string(),
+                epoch: epoch.0,
+            });
+            tracing::warn!(%sandbox, %epoch, "a lease was lost, its sandbox is killed");
+        }
+    }
+
+    pub(crate) fn cancel(&self, task: TaskId, cause: CancelCause) {
+        let attempts = self.jobs().cancel(task, cause);
+        tracing::info!(%task, attempts, %cause, "cancel");
+    }
+
+    /// Something was cancelled, here or elsewhere.
+    pub(crate) fn heed(&self, notice: &CancelNotice) {
+        let attempts = self.jobs().heed(notice, Instant::now());
+        if attempts > 0 {
+            tracing::info!(tenant = %notice.tenant, attempts, cause = %notice.cause, "cancel");
+        }
+        // Sessions that wait, and whatever a hint does not know, are told by the registry.
+        self.renew_wake.notify_one();
     }
 }
 
@@ -181,7 +226,7 @@ pub(crate) struct Job {
     pub(crate) format: Format,
     pub(crate) trace: TraceHeaders,
     pub(crate) received: Instant,
-    pub(crate) cancel: CancellationToken,
+    pub(crate) cancel: Cancellation,
     ticket: Ticket,
 }
 
@@ -191,7 +236,7 @@ impl Job {
         placement: Placement,
         delivery: Delivery,
         format: Format,
-        cancel: CancellationToken,
+        cancel: Cancellation,
     ) -> Self {
         let sequence = delivery.stream_sequence;
         shared.in_hand().insert(sequence, delivery.clone());
@@ -202,6 +247,7 @@ impl Job {
                 key: JobKey::of(&placement),
                 sequence,
                 settled: false,
+                began: false,
             },
             placement,
             delivery,
@@ -214,6 +260,16 @@ impl Job {
     /// Whether the task goes to an open session.
     pub(crate) fn in_session(&self) -> bool {
         self.placement.task.session.is_some()
+    }
+
+    /// What it is known by here.
+    pub(crate) fn key(&self) -> &JobKey {
+        &self.ticket.key
+    }
+
+    /// A session's task that has begun is not run again, whatever becomes of its message.
+    pub(crate) fn begin(&mut self) {
+        self.ticket.began = self.in_session();
     }
 
     /// Its message is acknowledged soon: should it come again, it is not run again.
@@ -229,6 +285,7 @@ struct Ticket {
     key: JobKey,
     sequence: u64,
     settled: bool,
+    began: bool,
 }
 
 impl std::fmt::Debug for Ticket {
@@ -242,7 +299,9 @@ impl std::fmt::Debug for Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.shared.in_hand().remove(&self.sequence);
-        self.shared.jobs().end(&self.key, self.settled);
+        self.shared
+            .jobs()
+            .end(&self.key, self.settled || self.began);
         self.shared.fetch_wake.notify_one();
     }
 }

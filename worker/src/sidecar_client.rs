@@ -254,6 +254,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn garbage_on_the_socket_is_a_lost_sidecar_and_not_a_hang() {
+        use tokio::io::AsyncWriteExt as _;
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let client = SidecarClient::connect(ours).await.unwrap();
+        theirs.write_all(&[0xff; 4096]).await.unwrap();
+        let error = client.health().await.unwrap_err();
+        assert!(matches!(error, CallError::Lost { .. }), "{error}");
+    }
+
+    #[tokio::test]
     async fn a_closed_socket_is_a_lost_sidecar_and_not_a_hang() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let client = SidecarClient::connect(ours).await.unwrap();

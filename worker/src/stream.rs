@@ -12,7 +12,8 @@ use broker_schema::{ExitStatus, Frame, FrameKind, Placement, TaskId};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use remuda_client::broker::{Broker, BrokerError, Outgoing, PubAck};
-use remuda_telemetry::{Chain, TraceHeaders};
+use remuda_telemetry::history::{self, Event};
+use remuda_telemetry::{Chain, TraceHeaders, failpoint};
 
 use crate::coalesce::Coalescer;
 
@@ -49,6 +50,7 @@ pub(crate) struct Stream {
     broker: Broker,
     subject: String,
     task: TaskId,
+    attempt: u32,
     format: Format,
     trace: TraceHeaders,
     coalescer: Coalescer,
@@ -74,6 +76,7 @@ impl Stream {
             broker: broker.clone(),
             subject: broker.subjects().result(&task.tenant, &task.run, task.id),
             task: task.id,
+            attempt: placement.attempt,
             format,
             trace,
             coalescer: Coalescer::new(placement.attempt, placement.sandbox.epoch),
@@ -134,6 +137,12 @@ impl Stream {
         while self.waiting() {
             self.acked().await?;
         }
+        history::record(|| Event::FramesAcked {
+            task: self.task.to_string(),
+            attempt: self.attempt,
+            frames: self.frames(),
+        });
+        failpoint::step(failpoint::worker::FRAMES_ACKED);
         Ok(())
     }
 
@@ -165,10 +174,16 @@ impl Stream {
                 continue;
             }
             let message = self.window[index].message.clone();
+            if failpoint::is_on(failpoint::worker::FRAME_LOST) {
+                let subject = message.subject;
+                self.window[index].ack = Some(lost(subject).boxed());
+                continue;
+            }
             match Box::pin(self.broker.publish_windowed(message)).await {
                 Ok(pending) => self.window[index].ack = Some(pending.wait().boxed()),
                 Err(error) => return self.failed(error),
             }
+            failpoint::step(failpoint::worker::FRAME_SENT);
         }
         Ok(())
     }
@@ -183,6 +198,11 @@ impl Stream {
             return Ok(());
         };
         match ack.await {
+            // As if nobody looked whether it is stored.
+            Err(_) if failpoint::is_on(failpoint::worker::NO_FRAME_ACK) => {
+                self.window.pop_front();
+                Ok(())
+            }
             Ok(_) => {
                 self.window.pop_front();
                 self.failing_since = None;
@@ -215,4 +235,13 @@ impl Stream {
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         Ok(())
     }
+}
+
+/// What becomes of the acknowledgement of a frame that a test loses.
+async fn lost(subject: String) -> Result<PubAck, BrokerError> {
+    Err(BrokerError::Publish {
+        subject,
+        waited: Duration::ZERO,
+        source: "lost by a test".into(),
+    })
 }

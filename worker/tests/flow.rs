@@ -173,7 +173,8 @@ async fn a_session_keeps_its_sandbox_and_its_order() {
     let late = fleet.in_session(&session, task(&[&["true"]])).await;
     let late = fleet.terminal(&late).await;
     assert_eq!(late.outcome, Outcome::SandboxLost);
-    assert_eq!(late.error.unwrap().code, ErrorCode::SandboxLost);
+    assert_eq!(late.attribution, Attribution::User);
+    assert_eq!(late.error.unwrap().code, ErrorCode::SessionClosed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,6 +195,7 @@ async fn a_session_is_not_open_to_strangers_nor_to_old_leases() {
     let stale = fleet.in_session(&old, task(&[&["true"]])).await;
     let answer = fleet.terminal(&stale).await;
     assert_eq!(answer.error.unwrap().code, ErrorCode::StaleEpoch);
+    assert_eq!(answer.attribution, Attribution::User);
     // The session itself has not noticed.
     let own = fleet.in_session(&session, task(&[&["true"]])).await;
     assert_eq!(fleet.terminal(&own).await.outcome, Outcome::Succeeded);

@@ -52,7 +52,9 @@ pub(crate) async fn worker(args: Args) -> Result<u8, Failure> {
             worker.run(readiness, shutdown).await;
             Ok(0)
         }
-        Some(Err(error)) => Err(Failure::chain(&error).code(error.code())),
+        Some(Err(error)) => Err(Failure::chain(&error)
+            .code(error.code())
+            .exit(error.exit_status())),
         None => Ok(0),
     };
     telemetry.shutdown().await;

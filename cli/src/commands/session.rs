@@ -18,9 +18,10 @@ use crate::out;
 
 pub(super) const EXAMPLE: &str = "\
 Example:
-  session=$(remuda session open)
+  session=$(remuda session open --idle 10m --life 4h)
   remuda session exec \"$session\" -- sh -c 'echo 1 > kept'
   remuda session exec \"$session\" -- cat kept
+  remuda session renew \"$session\"
   remuda session close \"$session\"";
 
 #[derive(Debug, clap::Subcommand)]
@@ -41,6 +42,9 @@ pub(crate) enum Command {
         /// The session closes after this long without a task [default: 10m]
         #[arg(long, value_name = "DURATION", value_parser = super::run::parse_timeout)]
         idle: Option<u64>,
+        /// The session closes this long after it was opened [default: 4h]
+        #[arg(long, value_name = "DURATION", value_parser = super::run::parse_timeout)]
+        life: Option<u64>,
     },
     /// Runs a command in the session's sandbox
     Exec {
@@ -53,6 +57,12 @@ pub(crate) enum Command {
         /// The command and its arguments
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
+    },
+    /// Keeps the session from idling: its idle time begins anew
+    Renew {
+        /// What open printed
+        #[arg(value_parser = parse_session)]
+        session: SessionRef,
     },
     /// Ends the session
     Close {
@@ -78,12 +88,18 @@ fn parse_session(text: &str) -> Result<SessionRef, String> {
 
 pub(crate) async fn run(command: Command, globals: &Globals) -> Result<u8, Failure> {
     match command {
-        Command::Open { pool, run, idle } => open(globals, pool, run, idle).await,
+        Command::Open {
+            pool,
+            run,
+            idle,
+            life,
+        } => open(globals, pool, run, (idle, life)).await,
         Command::Exec {
             session,
             timeout,
             command,
         } => exec(globals, session, timeout, &command).await,
+        Command::Renew { session } => renew(globals, session).await,
         Command::Close { session } => close(globals, session).await,
     }
 }
@@ -92,14 +108,14 @@ async fn open(
     globals: &Globals,
     pool: PoolId,
     run: Option<RunId>,
-    idle: Option<u64>,
+    (idle, life): (Option<u64>, Option<u64>),
 ) -> Result<u8, Failure> {
     let run = run.map_or_else(connect::fresh_run, Ok)?;
     let client = connect::client(globals, run.clone()).await?;
     let defaults = SessionOptions::default();
     let options = SessionOptions {
         idle_timeout_ms: idle.unwrap_or(defaults.idle_timeout_ms),
-        ..defaults
+        max_life_ms: life.unwrap_or(defaults.max_life_ms),
     };
     let session = client
         .open_session(&pool, options)
@@ -175,6 +191,18 @@ async fn print(client: &Client, terminal: &Terminal) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+async fn renew(globals: &Globals, session: SessionRef) -> Result<u8, Failure> {
+    let (_client, session) = attach(globals, session).await?;
+    let terminal = session
+        .renew()
+        .await
+        .map_err(|error| connect::failure(&error).exit(exit::NOT_THE_COMMANDS))?;
+    if let Some(text) = ending::tell(&terminal) {
+        out::note(text);
+    }
+    Ok(ending::status(&terminal, 0))
 }
 
 async fn close(globals: &Globals, session: SessionRef) -> Result<u8, Failure> {

@@ -15,7 +15,7 @@ pub struct Events {
 #[derive(Debug)]
 enum Source {
     Sidecar(Box<tonic::Streaming<v1::ExecuteEvent>>),
-    Fake(mpsc::Receiver<Event>),
+    Fake(mpsc::Receiver<Result<Event, CallError>>),
 }
 
 impl Events {
@@ -25,7 +25,7 @@ impl Events {
         }
     }
 
-    pub(super) fn fake(events: mpsc::Receiver<Event>) -> Self {
+    pub(super) fn fake(events: mpsc::Receiver<Result<Event, CallError>>) -> Self {
         Self {
             source: Source::Fake(events),
         }
@@ -47,7 +47,7 @@ impl Events {
                 Ok(None) => Err(ended()),
                 Err(status) => Err(CallError::from_status("Execute", &status)),
             },
-            Source::Fake(events) => events.recv().await.ok_or_else(ended),
+            Source::Fake(events) => events.recv().await.unwrap_or_else(|| Err(ended())),
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! `argv` is the script, read left to right: `fake:print TEXT`, `fake:error TEXT`, `fake:cat`,
 //! `fake:env NAME`, `fake:pwd`, `fake:flood BYTES`, `fake:sleep MILLIS`, `fake:signal NUMBER`,
-//! `fake:oom`, `fake:die`, `fake:exit CODE`. A script without an exit exits with 0, any other
+//! `fake:oom`, `fake:host-oom`, `fake:die`, `fake:hang` (and so does every call from then on),
+//! `fake:garble` (as does every call), `fake:immortal` (outlives its time), `fake:exit CODE`. A script without an exit exits with 0, any other
 //! program is not found. Calls behave as those of a sidecar: epochs, refusals, limits.
 
 mod script;
@@ -10,6 +11,7 @@ mod script;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use broker_schema::SandboxId;
 use broker_schema::pool::Limits;
@@ -35,6 +37,7 @@ pub struct FakeBackend(Arc<Knobs>);
 struct Knobs {
     alive: AtomicU64,
     made: AtomicU64,
+    executed: AtomicU64,
     broken: AtomicBool,
 }
 
@@ -47,6 +50,11 @@ impl FakeBackend {
     /// Sandboxes that were ever made.
     pub fn made(&self) -> u64 {
         self.0.made.load(Ordering::SeqCst)
+    }
+
+    /// Commands that were ever started.
+    pub fn executed(&self) -> u64 {
+        self.0.executed.load(Ordering::SeqCst)
     }
 
     /// From now on no sandbox can be made, or it can again.
@@ -91,6 +99,11 @@ struct Shared {
     state: Mutex<State>,
     disk_bytes: u64,
     oom_kills: AtomicU64,
+    limit_hits: AtomicU64,
+    /// Calls get no answer.
+    hung: AtomicBool,
+    /// Calls get an answer that makes no sense.
+    garbled: AtomicBool,
     died: CancellationToken,
 }
 
@@ -113,6 +126,19 @@ impl Shared {
             return Err(CallError::Lost {
                 call,
                 reason: "the fake sandbox has ended".to_owned(),
+            });
+        }
+        if self.hung.load(Ordering::SeqCst) {
+            // As a real one after its call's deadline, without the wait.
+            return Err(CallError::Silent {
+                call,
+                within: Duration::from_secs(10),
+            });
+        }
+        if self.garbled.load(Ordering::SeqCst) {
+            return Err(CallError::Nonsense {
+                call,
+                reason: "the fake sandbox was told to".to_owned(),
             });
         }
         let mut state = self.lock();
@@ -148,11 +174,12 @@ impl FakeSandbox {
     pub(super) fn execute(
         &self,
         request: v1::ExecuteRequest,
-    ) -> Result<mpsc::Receiver<Event>, CallError> {
+    ) -> Result<mpsc::Receiver<Result<Event, CallError>>, CallError> {
         let mut state = self.shared.enter("Execute", request.epoch)?;
         if request.argv.is_empty() {
             return Err(refused("Execute", code::INVALID_ARGUMENT, "argv: is empty"));
         }
+        self.backend.0.executed.fetch_add(1, Ordering::SeqCst);
         state.last_pid += 1;
         let pid = state.last_pid;
         let (signal, signals) = watch::channel(0);
@@ -252,6 +279,10 @@ impl FakeSandbox {
 
     pub(super) fn oom_kills(&self) -> u64 {
         self.shared.oom_kills.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn limit_hits(&self) -> u64 {
+        self.shared.limit_hits.load(Ordering::SeqCst)
     }
 }
 

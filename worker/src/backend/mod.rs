@@ -9,6 +9,7 @@ pub mod local;
 use broker_schema::pool::{BackendKind, ImageRef, Limits};
 use broker_schema::{Epoch, SandboxId};
 use remuda_proto::v1;
+use remuda_telemetry::history::{self, Event};
 use remuda_telemetry::{Chain, TraceHeaders};
 
 pub use events::Events;
@@ -84,17 +85,18 @@ impl Backend {
         image: &ImageRef,
         limits: &Limits,
     ) -> Result<Sandbox, CreateError> {
-        let inner = match self {
+        let (inner, found) = match self {
             Self::Local(launcher) => {
                 let mut made = launcher
                     .create(sandbox, image, limits)
                     .await
                     .map_err(|source| CreateError::Local { sandbox, source })?;
                 match greet(&mut made).await {
-                    Ok(sidecar) => Inner::Local {
-                        sidecar: Box::new(sidecar),
-                        sandbox: made,
-                    },
+                    Ok((sidecar, found)) => {
+                        let sidecar = Box::new(sidecar);
+                        let sandbox = made;
+                        (Inner::Local { sidecar, sandbox }, found)
+                    }
                     Err(source) => {
                         if let Err(error) = made.destroy().await {
                             tracing::warn!(error = %Chain(&error), %sandbox, "a sandbox is left over");
@@ -103,21 +105,31 @@ impl Backend {
                     }
                 }
             }
-            Self::Fake(backend) => Inner::Fake(backend.create(sandbox, limits).await?),
+            Self::Fake(backend) => {
+                let fake = backend.create(sandbox, limits).await?;
+                (Inner::Fake(fake), v1::HealthResponse::default())
+            }
         };
+        history::record(|| Event::Created {
+            sandbox: sandbox.to_string(),
+            processes: found.processes,
+            max_epoch: found.max_epoch,
+        });
         Ok(Sandbox { id: sandbox, inner })
     }
 }
 
-async fn greet(sandbox: &mut LocalSandbox) -> Result<SidecarClient, CallError> {
+async fn greet(
+    sandbox: &mut LocalSandbox,
+) -> Result<(SidecarClient, v1::HealthResponse), CallError> {
     let socket = sandbox.take_socket().ok_or_else(|| CallError::Lost {
         call: "connect",
         reason: "its socket was taken before".into(),
     })?;
     let sidecar = SidecarClient::connect(socket).await?;
     // A sandbox is offered only once its sidecar has answered.
-    sidecar.health().await?;
-    Ok(sidecar)
+    let found = sidecar.health().await?;
+    Ok((sidecar, found))
 }
 
 /// One isolated place that runs steps.
@@ -227,6 +239,14 @@ impl Sandbox {
         }
     }
 
+    /// How often the sandbox has met its memory limit; none where nobody counts.
+    pub fn limit_hits(&self) -> Option<u64> {
+        match &self.inner {
+            Inner::Local { sandbox, .. } => sandbox.limit_hits().ok(),
+            Inner::Fake(fake) => Some(fake.limit_hits()),
+        }
+    }
+
     /// Most bytes of memory that everything in here held; none where nobody counts.
     pub fn memory_peak(&self) -> Option<u64> {
         match &self.inner {
@@ -247,7 +267,7 @@ impl Sandbox {
 
     /// Ends everything in it and takes back what it held.
     pub async fn destroy(self) -> Result<(), DestroyError> {
-        match self.inner {
+        let destroyed = match self.inner {
             Inner::Local { sandbox, .. } => {
                 sandbox.destroy().await.map_err(|source| DestroyError {
                     sandbox: self.id,
@@ -258,6 +278,11 @@ impl Sandbox {
                 drop(fake);
                 Ok(())
             }
-        }
+        };
+        history::record(|| Event::Destroyed {
+            sandbox: self.id.to_string(),
+            clean: destroyed.is_ok(),
+        });
+        destroyed
     }
 }

@@ -6,18 +6,23 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use broker_schema::{Command, ExitStatus, FrameKind, TaskRequest};
 use bytes::Bytes;
-use remuda_proto::v1;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use remuda_proto::v1::execute_event::Event;
-use remuda_telemetry::RemoteSpan;
+use remuda_proto::{code, v1};
+use remuda_telemetry::history::{self, Call, Event as Happened};
 use remuda_telemetry::propagate::{exporting, record_remote_span};
+use remuda_telemetry::{RemoteSpan, failpoint};
 
 use super::{Closed, Run, failed, unpublished, usage_of};
 use crate::outcome::{Budget, StepEnd};
-use crate::sidecar_client::shorten;
+use crate::sidecar_client::{CallError, shorten};
 
 /// How long after a command's time is over its exit may take to arrive: killing everything and
 /// reading what it had printed.
 const GRACE: Duration = Duration::from_secs(15);
+/// How long a sidecar may say nothing before it is asked whether it is alive.
+const PROBE_AFTER: Duration = Duration::from_secs(5);
 
 /// What every command finds in its environment; the pool's, the task's and its own entries win.
 const BASE_ENV: [(&str, &str); 3] = [
@@ -29,11 +34,22 @@ const BASE_ENV: [(&str, &str); 3] = [
     ("LANG", "C.UTF-8"),
 ];
 
+type Probe<'a> = BoxFuture<'a, Result<v1::HealthResponse, CallError>>;
+
+/// What the sidecar answers to the question that is under way.
+async fn answered(probe: &mut Option<Probe<'_>>) -> Result<v1::HealthResponse, CallError> {
+    match probe {
+        Some(probe) => probe.await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Run<'_> {
     pub(super) async fn command(&mut self, command: &Command, budget: Budget) -> Closed {
         let request = self.request(command, budget);
         let outages = self.attempt.stream.outages();
         let span = exporting().then(SystemTime::now);
+        self.note_call(Call::Execute);
         let mut events = match self
             .attempt
             .sandbox
@@ -51,6 +67,11 @@ impl Run<'_> {
         let over = Instant::now() + budget.time + GRACE;
         let mut heard = Instant::now();
         let mut command_began = None;
+        let mut pid = 0;
+        let sandbox = self.attempt.sandbox;
+        // A sidecar that hangs must not cost all of a long command's time.
+        let mut alive = Instant::now();
+        let mut probe: Option<Probe<'_>> = None;
         loop {
             let stream = &mut self.attempt.stream;
             let (has_room, waiting) = (stream.has_room(), stream.waiting());
@@ -62,7 +83,25 @@ impl Run<'_> {
                     Ok(()) => None,
                     Err(error) => return Closed::new(unpublished(&error), ExitStatus::code(1)),
                 },
-                event = events.next(), if has_room => Some(event),
+                event = events.next(), if has_room => {
+                    (alive, probe) = (Instant::now(), None);
+                    Some(event)
+                }
+                health = answered(&mut probe), if probe.is_some() => {
+                    (alive, probe) = (Instant::now(), None);
+                    match health {
+                        Ok(_) => continue,
+                        Err(error) => Some(Err(error)),
+                    }
+                }
+                () = tokio::time::sleep_until((alive + PROBE_AFTER).into()), if probe.is_none() => {
+                    alive = Instant::now();
+                    // While its output waits for us it cannot be blamed for silence.
+                    if has_room {
+                        probe = Some(sandbox.health().boxed());
+                    }
+                    continue;
+                }
                 () = tokio::time::sleep_until(due.min(silent).into()), if has_room => {
                     if Instant::now() >= silent {
                         let end = StepEnd::Unresponsive(budget.limit);
@@ -80,16 +119,31 @@ impl Run<'_> {
                 None => continue,
                 Some(Ok(Event::Started(started))) => {
                     command_began = Some(started.unix_nanos);
+                    pid = started.pid;
+                    self.note_command(pid, started.unix_nanos, false);
+                    failpoint::step(failpoint::worker::COMMAND_BEGAN);
                     continue;
                 }
                 Some(Ok(Event::Stdout(data))) => (FrameKind::Stdout, data),
                 Some(Ok(Event::Stderr(data))) => (FrameKind::Stderr, data),
                 Some(Ok(Event::Exited(exited))) => {
+                    self.note_command(pid, command_began.unwrap_or_default(), true);
+                    if failpoint::is_on(failpoint::worker::ZOMBIE) {
+                        self.haunt().await;
+                    }
                     if let Some(called) = span {
                         self.record(called, command_began, &exited);
                     }
                     let stalled = self.attempt.stream.outages() > outages;
                     return self.exited(&exited, budget, stalled);
+                }
+                // It was killed, and did not die.
+                Some(Err(error)) if error.code() == Some(code::KILL_FAILED) => {
+                    let exit = ExitStatus {
+                        code: 137,
+                        signal: Some(9),
+                    };
+                    return Closed::new(StepEnd::Unresponsive(budget.limit), exit);
                 }
                 Some(Err(error)) => {
                     let end = self.call_failed(&error);
@@ -144,7 +198,7 @@ impl Run<'_> {
         let end = StepEnd::Exited {
             exit,
             timed_out: exited.timed_out.then_some(budget.limit),
-            oom_kills: self.attempt.past.new_oom_kills(self.attempt.sandbox),
+            oom: self.attempt.past.new_oom_kills(self.attempt.sandbox),
             spawn_error: shorten(&exited.spawn_error),
             stalled,
         };
@@ -154,6 +208,56 @@ impl Run<'_> {
             usage: usage_of(exited),
             dropped: [exited.stdout_dropped, exited.stderr_dropped],
         }
+    }
+
+    /// A call under the epoch before this one, as a holder would make it that has not noticed
+    /// that another was let in. For tests: it is to be refused.
+    async fn haunt(&mut self) {
+        let request = v1::ExecuteRequest {
+            epoch: self.epoch().saturating_sub(1),
+            argv: vec![Bytes::from_static(b"true")],
+            timeout_ms: 1000,
+            ..v1::ExecuteRequest::default()
+        };
+        let trace = self.attempt.trace;
+        if let Ok(mut events) = self.attempt.sandbox.execute(request, trace).await {
+            while let Ok(event) = events.next().await {
+                if matches!(event, Event::Exited(_)) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// A command has begun, or ended.
+    fn note_command(&self, pid: i32, began: u64, ended: bool) {
+        history::record(|| {
+            let placement = &self.attempt.placement;
+            let (sandbox, task) = (
+                placement.sandbox.sandbox.to_string(),
+                placement.task.id.to_string(),
+            );
+            let (attempt, step) = (placement.attempt, self.step());
+            if ended {
+                Happened::CommandEnded {
+                    sandbox,
+                    task,
+                    attempt,
+                    step,
+                    pid,
+                    began,
+                }
+            } else {
+                Happened::CommandBegan {
+                    sandbox,
+                    task,
+                    attempt,
+                    step,
+                    pid,
+                    began,
+                }
+            }
+        });
     }
 
     /// The span of the sidecar, which has no way to send its own. Its clock is ours, but its word

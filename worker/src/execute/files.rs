@@ -3,6 +3,7 @@
 use broker_schema::{ExitStatus, FilePatch, FileRead, FrameKind};
 use bytes::Bytes;
 use remuda_proto::v1;
+use remuda_telemetry::history::Call;
 
 use super::{Closed, Run, failed, unpublished};
 use crate::outcome::{Budget, StepEnd};
@@ -20,11 +21,12 @@ impl Run<'_> {
             content: Bytes::copy_from_slice(patch.content.as_slice()),
             mode: patch.mode.unwrap_or(0),
         };
+        self.note_call(Call::WriteFile);
         let call = self.attempt.sandbox.write_file(request, self.attempt.trace);
         let end = match tokio::time::timeout(budget.time, call).await {
             Ok(Ok(_)) => StepEnd::FileDone,
             Ok(Err(error)) => self.call_failed(&error),
-            Err(_) => StepEnd::NoTime(budget.limit),
+            Err(_) => self.slow(budget.limit).await,
         };
         let exit = failed(&end);
         Closed::new(end, exit)
@@ -35,7 +37,7 @@ impl Run<'_> {
         match tokio::time::timeout(budget.time, self.read_pieces(read)).await {
             Ok(Ok(left)) => closed.dropped[0] = left,
             Ok(Err(end)) => closed = Closed::new(end.clone(), failed(&end)),
-            Err(_) => closed = Closed::new(StepEnd::NoTime(budget.limit), ExitStatus::code(1)),
+            Err(_) => closed = Closed::new(self.slow(budget.limit).await, ExitStatus::code(1)),
         }
         closed
     }
@@ -53,6 +55,7 @@ impl Run<'_> {
                 // 0 would mean the default.
                 limit: most.max(1),
             };
+            self.note_call(Call::ReadFile);
             let call = self.attempt.sandbox.read_file(request, self.attempt.trace);
             let mut answer = call.await.map_err(|error| self.call_failed(&error))?;
             // More than was asked for is not taken.

@@ -4,20 +4,22 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use remuda_proto::v1;
 use remuda_proto::v1::execute_event::Event;
+use remuda_proto::{code, v1};
 use tokio::sync::{mpsc, watch};
 
-use super::Shared;
+use super::{Shared, refused};
+use crate::sidecar_client::CallError;
 
 /// Output of one piece of a flood.
 const PIECE: usize = 32 * 1024;
 const KILLED: i32 = 9;
+const CALL: &str = "Execute";
 
 pub(super) struct Run {
     pub(super) pid: i32,
     pub(super) request: v1::ExecuteRequest,
-    pub(super) events: mpsc::Sender<Event>,
+    pub(super) events: mpsc::Sender<Result<Event, CallError>>,
     pub(super) signals: watch::Receiver<i32>,
 }
 
@@ -29,6 +31,10 @@ enum Stop {
     /// Nobody listens any more, or the sandbox has ended: no exit is told.
     Gone,
     NotFound(String),
+    /// Its exit makes no sense.
+    Garbled,
+    /// Its time is over, and it cannot be killed.
+    Immortal,
 }
 
 /// What was written to one stream.
@@ -57,7 +63,7 @@ impl Run {
             pid: self.pid,
             unix_nanos: unix_nanos(),
         });
-        if self.events.send(begun).await.is_err() {
+        if self.events.send(Ok(begun)).await.is_err() {
             return;
         }
         let mut streams = [Written::default(), Written::default()];
@@ -72,6 +78,14 @@ impl Run {
                 exited.timed_out = true;
             }
             Stop::NotFound(why) => (exited.code, exited.spawn_error) = (127, why),
+            Stop::Garbled => {
+                let reason = "an event without content".to_owned();
+                return self.fail(CallError::Nonsense { call: CALL, reason }).await;
+            }
+            Stop::Immortal => {
+                let message = "processes outlived SIGKILL for 5 s";
+                return self.fail(refused(CALL, code::KILL_FAILED, message)).await;
+            }
         }
         [exited.stdout_bytes, exited.stderr_bytes] = [0, 1].map(|at: usize| streams[at].bytes);
         [exited.stdout_dropped, exited.stderr_dropped] =
@@ -79,7 +93,11 @@ impl Run {
         exited.wall_micros = started.elapsed().as_micros() as u64;
         exited.unix_nanos = unix_nanos();
         // Who has stopped listening does not want to know.
-        let _ = self.events.send(Event::Exited(exited)).await;
+        let _ = self.events.send(Ok(Event::Exited(exited))).await;
+    }
+
+    async fn fail(&self, error: CallError) {
+        let _ = self.events.send(Err(error)).await;
     }
 
     async fn until_stopped(&mut self, shared: &Shared, streams: &mut [Written; 2]) -> Stop {
@@ -96,8 +114,16 @@ impl Run {
             signal = signals.wait_for(|signal| *signal != 0) => {
                 signal.map_or(Stop::Gone, |signal| Stop::Signal(*signal))
             }
-            () = tokio::time::sleep(timeout) => Stop::TimedOut,
+            () = strike(shared, timeout) => self.out_of_time(),
             stop = self.script(shared, streams) => stop,
+        }
+    }
+
+    fn out_of_time(&self) -> Stop {
+        if self.request.argv.iter().any(|word| word == "fake:immortal") {
+            Stop::Immortal
+        } else {
+            Stop::TimedOut
         }
     }
 
@@ -129,7 +155,21 @@ impl Run {
                     self.write(0, dir, streams).await;
                 }
                 "fake:flood" => self.flood(number(&argument()), streams).await,
+                "fake:host-oom" => {
+                    shared.oom_kills.fetch_add(1, Ordering::SeqCst);
+                    return Stop::Signal(KILLED);
+                }
+                "fake:hang" => {
+                    shared.hung.store(true, Ordering::SeqCst);
+                    std::future::pending().await
+                }
+                "fake:immortal" => std::future::pending().await,
+                "fake:garble" => {
+                    shared.garbled.store(true, Ordering::SeqCst);
+                    return Stop::Garbled;
+                }
                 "fake:oom" => {
+                    shared.limit_hits.fetch_add(1, Ordering::SeqCst);
                     shared.oom_kills.fetch_add(1, Ordering::SeqCst);
                     return Stop::Signal(KILLED);
                 }
@@ -173,7 +213,15 @@ impl Run {
             _ => Event::Stderr(kept),
         };
         // A listener that has gone is noticed above.
-        let _ = self.events.send(event).await;
+        let _ = self.events.send(Ok(event)).await;
+    }
+}
+
+/// The end of a command's time, which one that hangs does not notice.
+async fn strike(shared: &Shared, after: Duration) {
+    tokio::time::sleep(after).await;
+    if shared.hung.load(Ordering::SeqCst) {
+        std::future::pending().await
     }
 }
 

@@ -88,6 +88,17 @@ impl Instance {
         Ok(())
     }
 
+    /// Ends whatever is left in this worker's folders and removes them. What a sandbox's owner
+    /// did not come to, because its process is ending, is done here.
+    pub(crate) fn remove_all(&self) {
+        for (path, _) in &self.locks {
+            for sandbox in subfolders(path) {
+                remove_populated(&sandbox);
+            }
+        }
+        self.remove();
+    }
+
     fn remove(&self) {
         for (path, _) in &self.locks {
             let _ = fs::remove_dir(path);
@@ -151,32 +162,52 @@ impl Cgroups {
 #[derive(Debug)]
 pub(crate) struct Memory {
     events: File,
+    /// Version 1 counts the times that the limit was met apart: of memory, and of memory and
+    /// swap together. Version 2 has the count among the events.
+    hits: Vec<File>,
     /// Absent on version 2 before Linux 5.19.
     peak: Option<File>,
 }
 
 impl Memory {
     fn open(path: &Path, version: Version) -> io::Result<Self> {
-        let (events, peak) = match version {
-            Version::V1 => ("memory.oom_control", "memory.max_usage_in_bytes"),
-            Version::V2 => ("memory.events", "memory.peak"),
+        let (events, peak, hits) = match version {
+            Version::V1 => (
+                "memory.oom_control",
+                "memory.max_usage_in_bytes",
+                &["memory.failcnt", "memory.memsw.failcnt"][..],
+            ),
+            Version::V2 => ("memory.events", "memory.peak", &[][..]),
         };
+        let hits = hits
+            .iter()
+            .filter_map(|name| File::open(path.join(name)).ok());
         let peak = path.join(peak);
         let writable = fs::OpenOptions::new().read(true).write(true).open(&peak);
         Ok(Self {
             events: File::open(path.join(events))?,
+            hits: hits.collect(),
             // Read-only before Linux 6.12 on version 2.
             peak: writable.or_else(|_| File::open(&peak)).ok(),
         })
     }
 
     pub(crate) fn oom_kills(&self) -> io::Result<u64> {
-        let text = read_again(&self.events)?;
-        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-        let found = lines.find(|(name, _)| *name == "oom_kill");
-        found
-            .and_then(|(_, count)| count.trim().parse().ok())
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no oom_kill line"))
+        field(&read_again(&self.events)?, "oom_kill")
+    }
+
+    /// An OOM kill without one of these was for want of the host's memory.
+    pub(crate) fn limit_hits(&self) -> io::Result<u64> {
+        if self.hits.is_empty() {
+            return field(&read_again(&self.events)?, "max");
+        }
+        let mut hits = 0_u64;
+        for file in &self.hits {
+            let text = read_again(file)?;
+            let count = text.trim().parse::<u64>();
+            hits = hits.saturating_add(count.map_err(io::Error::other)?);
+        }
+        Ok(hits)
     }
 
     pub(crate) fn peak(&self) -> io::Result<u64> {
@@ -193,6 +224,15 @@ impl Memory {
         let missing = || io::Error::new(io::ErrorKind::Unsupported, "this kernel keeps no peak");
         self.peak.as_ref().ok_or_else(missing)
     }
+}
+
+/// One of the lines `name count`.
+fn field(text: &str, name: &str) -> io::Result<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let found = lines.find(|(found, _)| *found == name);
+    found
+        .and_then(|(_, count)| count.trim().parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {name} line")))
 }
 
 /// Reading at offset 0 makes the kernel write the file anew.

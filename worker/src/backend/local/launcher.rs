@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use broker_schema::SandboxId;
 use broker_schema::pool::{ImageRef, Limits};
+#[cfg(debug_assertions)]
+use remuda_telemetry::failpoint;
+use remuda_telemetry::history::History;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -20,6 +23,8 @@ use super::greeting;
 use super::id_range::{IdRange, IdRanges, LOCK_FOLDER};
 use super::link::{Link, Pending};
 use super::probe::HostProbe;
+#[cfg(debug_assertions)]
+use super::protocol::Watch;
 use super::protocol::{Outcome, Request, SandboxSpec, TemplateId, TemplateSource};
 use super::sandbox::{Body, LocalSandbox};
 
@@ -118,9 +123,18 @@ impl LocalLauncher {
         task.await.unwrap_or(Err(LocalError::DiedStarting))
     }
 
-    /// Ends the forker, and with it every sandbox that is still there.
+    /// Ends the forker, and with it every sandbox that is still there, and leaves nothing of
+    /// them on the host.
     pub async fn shutdown(self) {
         self.0.link.stop().await;
+        let instance = self.0.instance.clone();
+        let removed = blocking(move || {
+            instance.remove_all();
+            Ok(())
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "control groups are left to the next worker");
+        }
     }
 }
 
@@ -191,15 +205,23 @@ impl Inner {
         let made = self
             .instance
             .create(plan, &sandbox.to_string(), &mut cgroups);
+        let history = History::process();
+        let mut fds = cgroups.procs();
+        fds.extend(history.descriptor());
         let spec = SandboxSpec {
             template,
             id_base: range.base(),
             disk_bytes: storage_bytes(limits),
             inodes: limits.inodes,
             open_files: limits.open_files,
+            #[cfg(debug_assertions)]
+            watch: history.is_on().then(|| Watch {
+                name: sandbox.to_string(),
+                failpoints: failpoint::of_sidecars(),
+            }),
         };
         let request = |id| Request::Create { id, sandbox: spec };
-        match made.and_then(|()| self.link.ask_now(request, &cgroups.procs())) {
+        match made.and_then(|()| self.link.ask_now(request, &fds)) {
             Ok(pending) => Ok(Asked {
                 pending,
                 cgroups,

@@ -47,6 +47,19 @@ pub(crate) struct SandboxSpec {
     pub(crate) disk_bytes: u64,
     pub(crate) inodes: u64,
     pub(crate) open_files: u32,
+    /// For tests: the last of the descriptors is the history's.
+    #[cfg(debug_assertions)]
+    #[serde(default)]
+    pub(crate) watch: Option<Watch>,
+}
+
+/// What a test wants to know of a sidecar, or to go wrong in it.
+#[cfg(debug_assertions)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Watch {
+    /// Under which name its history is kept.
+    pub(crate) name: String,
+    pub(crate) failpoints: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

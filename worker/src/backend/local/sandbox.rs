@@ -57,6 +57,11 @@ impl LocalSandbox {
         self.memory()?.oom_kills()
     }
 
+    /// How often the sandbox's memory met its limit, since the start.
+    pub fn limit_hits(&self) -> io::Result<u64> {
+        self.memory()?.limit_hits()
+    }
+
     /// Most bytes of memory in use at once since the start or the last reset.
     pub fn memory_peak(&self) -> io::Result<u64> {
         self.memory()?.peak()

@@ -183,6 +183,13 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
     Ok(())
 }
 
+/// Sets the nice value of this process.
+pub(crate) fn set_nice(value: c_int) -> io::Result<()> {
+    // SAFETY: takes plain numbers.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) }.into())?;
+    Ok(())
+}
+
 /// Sets what a signal does: `SIG_DFL` or `SIG_IGN`.
 fn set_disposition(signal: c_int, handler: libc::sighandler_t) -> io::Result<()> {
     // SAFETY: installs no handler, only one of the two constants.
