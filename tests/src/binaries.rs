@@ -40,18 +40,27 @@ pub fn sidecar() -> anyhow::Result<PathBuf> {
         }
         return Ok(path);
     }
-    let profile = profile_dir()?;
-    let target = profile
+    static_build("sidecar")
+}
+
+/// The static sidecar that records a history and can be told to break rules.
+pub fn faulty_sidecar() -> anyhow::Result<PathBuf> {
+    static_build("sidecar-faults")
+}
+
+fn static_build(profile: &str) -> anyhow::Result<PathBuf> {
+    let programs = profile_dir()?;
+    let target = programs
         .parent()
         .context("the profile's folder has no parent")?;
     let built = target.join("static");
     let triples = std::fs::read_dir(&built).into_iter().flatten().flatten();
     triples
-        .map(|triple| triple.path().join("sidecar/remuda-sidecar"))
+        .map(|triple| triple.path().join(profile).join("remuda-sidecar"))
         .find(|path| is_executable(path))
         .with_context(|| {
             format!(
-                "no static sidecar under {}: run `cargo xtask build`",
+                "no {profile}/remuda-sidecar under {}: run `cargo xtask build`",
                 built.display()
             )
         })

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::binaries;
+use crate::history::Log;
 use crate::process::Process;
 use crate::wait::eventually;
 
@@ -96,8 +97,10 @@ impl Fleet {
 
     /// A fleet on what an earlier one left in its home.
     pub async fn start_in(home: Arc<TempDir>, mut config: Value) -> anyhow::Result<Self> {
-        // The one beside the programs may be a dynamic build of the tests'.
-        config["worker"]["sidecar"] = json!(binaries::sidecar()?);
+        if config["worker"]["sidecar"].is_null() {
+            // The one beside the programs may be a dynamic build of the tests'.
+            config["worker"]["sidecar"] = json!(binaries::sidecar()?);
+        }
         let file = home.path().join("fleet.json");
         std::fs::write(&file, config.to_string()).context("cannot write the configuration")?;
         let up = Process::spawn(up_command(home.path())?)?;
@@ -128,6 +131,11 @@ impl Fleet {
     /// What the fleet wrote down about itself.
     pub fn record(&self) -> &Value {
         &self.record
+    }
+
+    /// The same as it is now: ports change when a part is started again.
+    pub fn record_now(&self) -> anyhow::Result<Value> {
+        read_record(self.home.path())
     }
 
     /// The folder that holds the fleet's data folder, and is the test's.
@@ -175,6 +183,16 @@ impl Fleet {
         Client::connect(ClientOptions { broker, ..options })
             .await
             .context("cannot connect a client")
+    }
+
+    /// The same, and what it does is recorded.
+    pub async fn recorded_client(&self, run: &str, log: &Log) -> anyhow::Result<Client> {
+        let client = self.client(run).await?;
+        let options = ClientOptions {
+            history: log.client(),
+            ..ClientOptions::new(client.tenant().clone(), client.run_id().clone())
+        };
+        Ok(Client::over(client.broker().clone(), options))
     }
 
     /// The command that would start a second fleet on the same data.
