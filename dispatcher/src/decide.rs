@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use broker_schema::pool::PoolSpec;
-use broker_schema::{PoolId, TaskRequest, WorkerId};
-use remuda_lease::{Claim, WorkerInfo};
+use broker_schema::{CancelCause, PoolId, TaskRequest, WorkerId};
+use remuda_lease::{Claim, QuotaKind, WorkerInfo};
 
 /// What each worker should keep: `(pool, warm, max)`, sorted by pool.
 pub(crate) type Targets = BTreeMap<WorkerId, Vec<(PoolId, u32, u32)>>;
@@ -100,7 +100,15 @@ pub(crate) enum Next {
     WaitForPool,
     /// Ask again after this.
     Later(Duration),
-    EndCancelled,
+    EndCancelled(CancelCause),
+    /// The tenant has what it may have: wait for its own.
+    WaitForQuota,
+    /// Waiting would not help.
+    EndOverQuota {
+        kind: QuotaKind,
+        limit: u32,
+        current: u32,
+    },
     EndDeadLettered {
         attempts: u32,
     },
@@ -123,7 +131,19 @@ pub(crate) fn after_claim(claim: &Claim) -> Next {
         Claim::Granted { .. } => Next::Publish,
         Claim::NoneWarm => Next::WaitForPool,
         Claim::Busy { remaining } => Next::Later((*remaining + BUSY_MARGIN).min(BUSY_MOST)),
-        Claim::Cancelled => Next::EndCancelled,
+        Claim::Cancelled { cause } => Next::EndCancelled(*cause),
+        // Tasks end, so that waiting helps. Sessions stay until somebody closes them, and of
+        // nothing there will never be one.
+        Claim::OverQuota {
+            kind,
+            limit,
+            current,
+        } if *kind == QuotaKind::Sessions || *limit == 0 => Next::EndOverQuota {
+            kind: *kind,
+            limit: *limit,
+            current: *current,
+        },
+        Claim::OverQuota { .. } => Next::WaitForQuota,
         Claim::Finished => Next::LookForTerminal,
         Claim::Exhausted { attempts } => Next::EndDeadLettered {
             attempts: *attempts,
@@ -227,7 +247,12 @@ mod tests {
     fn answers_lead_on() {
         let cases = [
             (Claim::NoneWarm, Next::WaitForPool),
-            (Claim::Cancelled, Next::EndCancelled),
+            (
+                Claim::Cancelled {
+                    cause: CancelCause::Run,
+                },
+                Next::EndCancelled(CancelCause::Run),
+            ),
             (Claim::Finished, Next::LookForTerminal),
             (Claim::NoIncarnation, Next::Bootstrap),
             (
@@ -249,6 +274,31 @@ mod tests {
         ];
         for (claim, next) in cases {
             assert_eq!(after_claim(&claim), next);
+        }
+    }
+
+    #[test]
+    fn tasks_wait_for_a_quota_and_sessions_are_told() {
+        let over = |kind, limit| {
+            after_claim(&Claim::OverQuota {
+                kind,
+                limit,
+                current: limit,
+            })
+        };
+        let told = |kind, limit| Next::EndOverQuota {
+            kind,
+            limit,
+            current: limit,
+        };
+        assert_eq!(over(QuotaKind::Running, 3), Next::WaitForQuota);
+        assert_eq!(over(QuotaKind::Sandboxes, 3), Next::WaitForQuota);
+        for (kind, limit) in [
+            (QuotaKind::Sessions, 3),
+            (QuotaKind::Sandboxes, 0),
+            (QuotaKind::Running, 0),
+        ] {
+            assert_eq!(over(kind, limit), told(kind, limit));
         }
     }
 

@@ -5,29 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker_schema::event::OfferHint;
-use broker_schema::{PoolId, TaskId, TenantId, Timestamp, codec};
+use broker_schema::{CancelNotice, ErrorInfo, Notices, PoolId, TenantId, Timestamp, codec};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::decide::Pace;
+pub(crate) use crate::event::Event;
+use crate::event::group_of;
 use crate::fleet::Fleet;
+use crate::group::{Entry, GroupKey, Groups};
+use crate::leader::Terms;
 use crate::place::{self, Job, Placed, Work};
-use crate::queue::FairQueue;
-
-/// What others tell the loop.
-#[derive(Debug)]
-pub(crate) enum Event {
-    Queue(Box<Job>),
-    /// Whether the task was queued here and is being ended.
-    Cancel {
-        tenant: TenantId,
-        task: TaskId,
-        found: oneshot::Sender<bool>,
-    },
-}
+use crate::queue::{FairQueue, Ticket};
+use crate::quota::{self, TenantGate};
 
 /// One pool's queue and how fast it may be emptied.
 #[derive(Debug)]
@@ -37,8 +30,18 @@ struct Line {
     claiming: usize,
 }
 
-/// A piece of work under way. `None` where it panicked: its request comes again by itself.
-type UnderWay = BoxFuture<'static, (PoolId, Work, Option<Placed>)>;
+/// A piece of work under way.
+type UnderWay = BoxFuture<'static, Done>;
+
+#[derive(Debug)]
+struct Done {
+    pool: PoolId,
+    tenant: TenantId,
+    /// Whether it was a placement, which is counted.
+    placing: bool,
+    /// `None` where it panicked: its request comes again by itself.
+    placed: Option<Placed>,
+}
 
 pub(crate) struct Dispatch {
     fleet: Arc<Fleet>,
@@ -46,10 +49,18 @@ pub(crate) struct Dispatch {
     /// Whose turn it is among the pools.
     last: Option<PoolId>,
     under_way: FuturesUnordered<UnderWay>,
+    /// Tenants that have quotas, while they have something to place.
+    gates: BTreeMap<TenantId, TenantGate>,
+    /// Jobs that wait for the others of their groups.
+    groups: Groups<Box<Job>>,
+    /// What was cancelled lately.
+    notices: Notices,
     /// Jobs that are asked about again at a time. The number tells equal times apart.
     later: BTreeMap<(Instant, u64), Box<Job>>,
     events: mpsc::Receiver<Event>,
     offers: async_nats::Subscriber,
+    /// What this dispatcher leads; other pools' jobs are somebody else's.
+    terms: watch::Receiver<Terms>,
 }
 
 impl Dispatch {
@@ -59,6 +70,10 @@ impl Dispatch {
         offers: async_nats::Subscriber,
     ) -> Self {
         Self {
+            terms: fleet.leadership.subscribe(),
+            groups: Groups::new(fleet.options.timings.group_hold, fleet.options.window),
+            gates: BTreeMap::new(),
+            notices: Notices::default(),
             fleet,
             lines: BTreeMap::new(),
             last: None,
@@ -75,12 +90,13 @@ impl Dispatch {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.fill();
-            let due = self.later.first_key_value().map(|((at, _), _)| *at);
+            let due = self.next_due();
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.settle(done);
                 }
+                Ok(()) = self.terms.changed() => self.forget_others(),
                 Some(event) = self.events.recv() => self.take(event),
                 Some(message) = self.offers.next() => self.hinted(&message.payload),
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)),
@@ -100,18 +116,99 @@ impl Dispatch {
         })
     }
 
-    fn queue(&mut self, job: Box<Job>) {
+    /// Where a job goes that has just come; `None` where it is not, or no longer, for the queue.
+    fn admitted(&mut self, job: Box<Job>) -> Option<Box<Job>> {
+        // It comes again, to whoever leads now.
+        if !self.is_ours(&job) {
+            return None;
+        }
+        let Ticket {
+            tenant, task, run, ..
+        } = &job.ticket;
+        let group = job.ticket.group.as_ref();
+        let now = Instant::now().into_std();
+        if let Some(cause) = self.notices.cause(tenant, *task, run, group, now) {
+            self.start(job, Work::Cancel(cause));
+            return None;
+        }
+        Some(job)
+    }
+
+    fn is_ours(&self, job: &Job) -> bool {
+        self.terms.borrow().get(&job.request.pool) == Some(&job.term)
+    }
+
+    /// Takes in a job that was fetched: it is queued, or waits for its group.
+    fn arrive(&mut self, job: Box<Job>) {
+        let Some(job) = self.admitted(job) else {
+            return;
+        };
+        let Some((key, size)) = group_of(&job.request).filter(|_| !job.is_handed_back()) else {
+            self.push(job.ticket.clone(), job);
+            return;
+        };
+        let limit = self.fleet.tenants.of(&key.tenant).max_queued;
+        if let Some(limit) = limit.filter(|limit| (*limit as usize) < size) {
+            let size = job.request.group_size.unwrap_or_default();
+            let error = quota::group_too_large(&key.tenant, limit, size);
+            self.start(job, Work::Reject(Box::new(error)));
+            return;
+        }
+        let now = Instant::now().into_std();
+        match self.groups.add(key, size, job.ticket.clone(), job, now) {
+            Entry::Held => {}
+            Entry::Queue(members) => self.push_group(members),
+            Entry::Refuse(job, error) => self.start(job, Work::Reject(Box::new(error))),
+        }
+    }
+
+    fn push_group(&mut self, members: Vec<(Ticket, Box<Job>)>) {
+        for (ticket, mut job) in members {
+            job.ticket = ticket.clone();
+            self.push(ticket, job);
+        }
+    }
+
+    fn push(&mut self, ticket: Ticket, job: Box<Job>) {
         let pool = job.request.pool.clone();
-        let ticket = job.ticket.clone();
         self.line(&pool).queue.push(ticket, job);
+    }
+
+    /// Queues a job again that got nothing: its turn is not counted.
+    fn put_back(&mut self, job: Box<Job>) {
+        if let Some(job) = self.admitted(job) {
+            let pool = job.request.pool.clone();
+            self.line(&pool).queue.put_back(job.ticket.clone(), job);
+        }
+    }
+
+    /// Drops the jobs of pools that are led by others now. Nothing is said to the server: the new
+    /// leader gets them at once, from a consumer of its own.
+    fn forget_others(&mut self) {
+        let terms = self.terms.borrow_and_update().clone();
+        let ours = |job: &Job| terms.get(&job.request.pool) == Some(&job.term);
+        self.later.retain(|_, job| ours(job));
+        self.groups.retain(|job| ours(job));
+        for line in self.lines.values_mut() {
+            for job in line.queue.drain() {
+                if ours(&job) {
+                    line.queue.push(job.ticket.clone(), job);
+                }
+            }
+        }
     }
 
     /// Starts as many placements as may be under way, pools in turn.
     fn fill(&mut self) {
         while self.under_way.len() < self.fleet.options.in_flight {
             let after = self.last.clone();
-            let ready = |(_, line): &(&PoolId, &Line)| {
-                !line.queue.is_empty() && line.pace.allows(line.claiming)
+            let leadership = &self.fleet.leadership;
+            let gates = &self.gates;
+            let may_go = |tenant: &TenantId| gates.get(tenant).is_none_or(|gate| gate.may_go());
+            let ready = |(pool, line): &(&PoolId, &Line)| {
+                line.pace.allows(line.claiming)
+                    && line.queue.is_ready(may_go)
+                    && leadership.leads(pool).is_some()
             };
             let next = self
                 .lines
@@ -122,42 +219,87 @@ impl Dispatch {
                 .map(|(pool, _)| pool.clone());
             let Some(pool) = next else { break };
             self.last = Some(pool.clone());
-            let line = self.line(&pool);
-            let Some(job) = line.queue.pop() else { break };
+            let Some(line) = self.lines.get_mut(&pool) else {
+                break;
+            };
+            let Some(job) = line.queue.pop(may_go) else {
+                break;
+            };
             line.claiming += 1;
+            self.began(&job.ticket.tenant);
             self.start(job, Work::Place);
         }
         let queued: usize = self.lines.values().map(|line| line.queue.len()).sum();
-        let queued = queued + self.later.len();
+        let queued = queued + self.later.len() + self.groups.len();
         self.fleet.metrics.queued.set(queued as i64, ());
     }
 
+    fn began(&mut self, tenant: &TenantId) {
+        if let Some(gate) = self.gates.get_mut(tenant) {
+            gate.began();
+        } else if self.fleet.tenants.of(tenant).is_held_back() {
+            let mut gate = TenantGate::new(self.fleet.options.in_flight);
+            gate.began();
+            self.gates.insert(tenant.clone(), gate);
+        }
+    }
+
     fn start(&mut self, job: Box<Job>, work: Work) {
-        let pool = job.request.pool.clone();
+        let (pool, tenant) = (job.request.pool.clone(), job.request.tenant.clone());
+        let placing = work == Work::Place;
         let fleet = self.fleet.clone();
         let task = self
             .fleet
             .group
             .spawn("place", async move { place::run(&fleet, job, work).await });
-        self.under_way
-            .push(async move { (pool, work, task.await.ok()) }.boxed());
+        let done = async move {
+            Done {
+                pool,
+                tenant,
+                placing,
+                placed: task.await.ok(),
+            }
+        };
+        self.under_way.push(done.boxed());
     }
 
-    fn settle(&mut self, (pool, work, placed): (PoolId, Work, Option<Placed>)) {
-        let line = self.line(&pool);
-        if work == Work::Place {
+    fn settle(&mut self, done: Done) {
+        let Done {
+            pool,
+            tenant,
+            placing,
+            placed,
+        } = done;
+        if placing {
+            let line = self.line(&pool);
             line.claiming = line.claiming.saturating_sub(1);
+            if let Some(gate) = self.gates.get_mut(&tenant) {
+                gate.ended();
+            }
         }
         match placed {
-            Some(Placed::Settled { granted: true }) => line.pace.granted(),
+            Some(Placed::Settled { granted: true }) => {
+                self.line(&pool).pace.granted();
+                if let Some(gate) = self.gates.get_mut(&tenant) {
+                    gate.granted();
+                }
+                self.fleet.grants.add(&pool);
+            }
             Some(Placed::Settled { granted: false }) | None => {}
             Some(Placed::NoneWarm(job)) => {
-                line.pace.none_warm();
-                self.queue(job);
+                self.line(&pool).pace.none_warm();
+                self.put_back(job);
+            }
+            Some(Placed::OverQuota(job)) => {
+                // A probe that said nothing about the pool must not leave it halted.
+                self.line(&pool).pace.hint();
+                if let Some(gate) = self.gates.get_mut(&tenant) {
+                    gate.over(Instant::now());
+                }
+                self.put_back(job);
             }
             Some(Placed::Later(job, wait)) => {
-                // A probe that said nothing about the pool must not leave it halted.
-                line.pace.hint();
+                self.line(&pool).pace.hint();
                 self.postpone(job, wait);
             }
         }
@@ -170,32 +312,73 @@ impl Dispatch {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Queue(job) => self.queue(job),
-            Event::Cancel {
-                tenant,
-                task,
+            Event::Queue(job) => self.arrive(job),
+            Event::Cancel { notice, found } => {
+                self.notices.add(&notice, Instant::now().into_std());
+                let jobs = self.take_meant(&notice);
+                let mut heard = Vec::with_capacity(jobs.len());
+                for mut job in jobs {
+                    let (told, hear) = oneshot::channel();
+                    job.told = Some(told);
+                    heard.push(hear);
+                    self.start(job, Work::Cancel(notice.cause));
+                }
+                // Nobody waits for the answer where the receiver is gone.
+                let _ = found.send(heard);
+            }
+            Event::Refuse {
+                sequence,
+                error,
                 found,
             } => {
-                let mut jobs: Vec<Box<Job>> = self
-                    .lines
-                    .values_mut()
-                    .flat_map(|line| line.queue.take_task(&tenant, task))
-                    .collect();
-                let same = |job: &Job| job.request.tenant == tenant && job.request.id == task;
-                let waiting: Vec<_> = self
-                    .later
-                    .iter()
-                    .filter(|(_, job)| same(job))
-                    .map(|(key, _)| *key)
-                    .collect();
-                jobs.extend(waiting.iter().filter_map(|key| self.later.remove(key)));
-                // Nobody waits for the answer where the receiver is gone.
-                let _ = found.send(!jobs.is_empty());
-                for job in jobs {
-                    self.start(job, Work::Cancel);
+                let job = self.take_sequence(sequence);
+                let _ = found.send(job.is_some());
+                if let Some(job) = job {
+                    if let Some((key, _)) = group_of(&job.request) {
+                        self.refuse_group(&key, &error);
+                    }
+                    self.start(job, Work::Reject(error));
                 }
             }
+            Event::RefuseGroup { key, error } => self.refuse_group(&key, &error),
         }
+    }
+
+    fn refuse_group(&mut self, key: &GroupKey, error: &ErrorInfo) {
+        let now = Instant::now().into_std();
+        for job in self.groups.refuse(key, error, now) {
+            self.start(job, Work::Reject(Box::new(error.clone())));
+        }
+    }
+
+    fn take_meant(&mut self, notice: &CancelNotice) -> Vec<Box<Job>> {
+        let lines = self.lines.values_mut();
+        let mut jobs: Vec<Box<Job>> = lines
+            .flat_map(|line| line.queue.take_meant(notice))
+            .collect();
+        jobs.extend(self.groups.take_meant(notice));
+        jobs.extend(self.take_later(|job| job.ticket.is_meant(notice)));
+        jobs
+    }
+
+    fn take_sequence(&mut self, sequence: u64) -> Option<Box<Job>> {
+        let mut lines = self.lines.values_mut();
+        lines
+            .find_map(|line| line.queue.take(sequence))
+            .or_else(|| self.groups.take(sequence))
+            .or_else(|| self.take_later(|job| job.ticket.sequence == sequence).pop())
+    }
+
+    fn take_later(&mut self, taken: impl Fn(&Job) -> bool) -> Vec<Box<Job>> {
+        let keys: Vec<_> = self
+            .later
+            .iter()
+            .filter(|(_, job)| taken(job))
+            .map(|(key, _)| *key)
+            .collect();
+        keys.iter()
+            .filter_map(|key| self.later.remove(key))
+            .collect()
     }
 
     fn hinted(&mut self, payload: &[u8]) {
@@ -208,6 +391,14 @@ impl Dispatch {
         }
     }
 
+    /// When something is to be done that no event tells of.
+    fn next_due(&self) -> Option<Instant> {
+        let later = self.later.first_key_value().map(|((at, _), _)| *at);
+        let groups = self.groups.next_due().map(Instant::from_std);
+        let gates = self.gates.values().filter_map(TenantGate::again_at).min();
+        [later, groups, gates].into_iter().flatten().min()
+    }
+
     fn due(&mut self) {
         let now = Instant::now();
         while let Some(entry) = self.later.first_entry() {
@@ -215,14 +406,21 @@ impl Dispatch {
                 break;
             }
             let job = entry.remove();
-            self.queue(job);
+            if let Some(job) = self.admitted(job) {
+                self.push(job.ticket.clone(), job);
+            }
+        }
+        let members = self.groups.take_due(now.into_std());
+        self.push_group(members);
+        for gate in self.gates.values_mut() {
+            gate.tick(now);
         }
     }
 
     /// Hints may be missed, and deadlines pass.
     fn tick(&mut self) {
         let now = Timestamp::now();
-        let mut expired = Vec::new();
+        let mut expired = self.groups.take_expired(now);
         for line in self.lines.values_mut() {
             if line.pace.halted() {
                 line.pace.hint();
@@ -234,6 +432,7 @@ impl Dispatch {
         }
         self.lines
             .retain(|_, line| !line.queue.is_empty() || line.claiming > 0 || line.pace.halted());
+        self.gates.retain(|_, gate| !gate.is_idle());
     }
 
     async fn drain(mut self) {
@@ -241,9 +440,11 @@ impl Dispatch {
         let bound = self.fleet.options.timings.drain;
         let mut left: Vec<Box<Job>> = Vec::new();
         let finished = tokio::time::timeout(bound, async {
-            while let Some((_, _, placed)) = self.under_way.next().await {
-                match placed {
-                    Some(Placed::NoneWarm(job) | Placed::Later(job, _)) => left.push(job),
+            while let Some(done) = self.under_way.next().await {
+                match done.placed {
+                    Some(
+                        Placed::NoneWarm(job) | Placed::OverQuota(job) | Placed::Later(job, _),
+                    ) => left.push(job),
                     Some(Placed::Settled { .. }) | None => {}
                 }
             }
@@ -261,6 +462,7 @@ impl Dispatch {
             }
         }
         left.extend(std::mem::take(&mut self.later).into_values());
+        left.extend(self.groups.drain());
         for line in self.lines.values_mut() {
             left.extend(line.queue.drain());
         }

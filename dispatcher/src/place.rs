@@ -4,11 +4,14 @@ use std::time::{Duration, Instant};
 
 use broker_schema::codec::{self, Format};
 use broker_schema::{
-    ErrorCode, HEADER_CONTENT_TYPE, Placement, SandboxRef, TaskRequest, Terminal, Timestamp,
+    CancelCause, ErrorCode, ErrorInfo, HEADER_CONTENT_TYPE, HEADER_DIGEST, Outcome, Placement,
+    SandboxRef, TaskId, TaskRequest, Term, Terminal, Timestamp,
 };
-use remuda_client::broker::{BrokerError, Delivery, Outgoing};
+use remuda_client::broker::{BrokerError, Delivery, Gate, Outgoing};
 use remuda_lease::{Claim, ClaimNonce, ClaimRequest, LeaseError};
-use remuda_telemetry::{Chain, TraceHeaders, propagate};
+use remuda_telemetry::history::{self, Event};
+use remuda_telemetry::{Chain, TraceHeaders, failpoint, propagate};
+use tokio::sync::oneshot;
 use tracing::Instrument as _;
 
 use crate::decide::{Next, after_claim, attempt_limit, backoff};
@@ -18,11 +21,14 @@ use crate::lane::Slot;
 use crate::progress::Held;
 use crate::queue::Ticket;
 use crate::terminals::Address;
+use crate::{cancel, quota, removal};
 
 /// A request that is held, until it is placed or has an end.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) ticket: Ticket,
+    /// The leadership of its pool that it was fetched in.
+    pub(crate) term: Term,
     pub(crate) request: TaskRequest,
     pub(crate) digest: String,
     pub(crate) delivery: Delivery,
@@ -31,16 +37,19 @@ pub(crate) struct Job {
     pub(crate) again: bool,
     pub(crate) failures: u32,
     pub(crate) since: Instant,
+    /// Who wants to know how it ended.
+    pub(crate) told: Option<oneshot::Sender<Outcome>>,
     pub(crate) _held: Held,
     pub(crate) _slot: Slot,
 }
 
 /// What is to be done with a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Work {
     Place,
-    Cancel,
+    Cancel(CancelCause),
     Expire,
+    Reject(Box<ErrorInfo>),
 }
 
 /// What became of it.
@@ -51,6 +60,8 @@ pub(crate) enum Placed {
         granted: bool,
     },
     NoneWarm(Box<Job>),
+    /// Its tenant has what it may have.
+    OverQuota(Box<Job>),
     Later(Box<Job>, Duration),
 }
 
@@ -72,6 +83,7 @@ enum Done {
     Placed,
     Ended,
     NoneWarm,
+    OverQuota,
     Wait(Duration),
 }
 
@@ -86,13 +98,17 @@ pub(crate) async fn run(fleet: &Fleet, mut job: Box<Job>, work: Work) -> Placed 
     async {
         let done = match work {
             Work::Place => place(fleet, &mut job, &trace).await,
-            Work::Cancel => {
-                let terminal = Address::of(&job.request).cancelled(&job.digest);
-                end(fleet, &job, &terminal, &trace).await
+            Work::Cancel(cause) => {
+                let terminal = Address::of(&job.request).cancelled(&job.digest, cause);
+                end(fleet, &mut job, &terminal, &trace).await
+            }
+            Work::Reject(error) => {
+                let terminal = Address::of(&job.request).rejected(&job.digest, *error);
+                end(fleet, &mut job, &terminal, &trace).await
             }
             Work::Expire => {
                 let terminal = Address::of(&job.request).expired(&job.digest);
-                end(fleet, &job, &terminal, &trace).await
+                end(fleet, &mut job, &terminal, &trace).await
             }
         };
         match done {
@@ -103,6 +119,7 @@ pub(crate) async fn run(fleet: &Fleet, mut job: Box<Job>, work: Work) -> Placed 
             }
             Ok(Done::Ended) => Placed::Settled { granted: false },
             Ok(Done::NoneWarm) => Placed::NoneWarm(job),
+            Ok(Done::OverQuota) => Placed::OverQuota(job),
             Ok(Done::Wait(wait)) => Placed::Later(job, wait),
             Err(stuck) => {
                 let pause = backoff(job.failures, rand::random());
@@ -119,13 +136,11 @@ pub(crate) async fn run(fleet: &Fleet, mut job: Box<Job>, work: Work) -> Placed 
 
 async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Done, Stuck> {
     let request = &job.request;
-    let stored = fleet
-        .broker
-        .terminal_of(&request.tenant, &request.run, request.id)
-        .await?;
+    let stored = fleet.terminal_of(request).await?;
     if let Some(terminal) = stored {
         return over(fleet, job, &terminal).await;
     }
+    let request = &job.request;
     if request
         .deadline
         .is_some_and(|deadline| deadline <= Timestamp::now())
@@ -139,12 +154,20 @@ async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Don
     let claim = ClaimRequest {
         tenant: request.tenant.clone(),
         run: request.run.clone(),
-        task: request.id,
+        // Under another id nothing is known of its attempts and leases: for tests.
+        task: if failpoint::is_on(failpoint::dispatcher::NO_CLAIM) {
+            TaskId::new()
+        } else {
+            request.id
+        },
         pool: request.pool.clone(),
         request_digest: job.digest.clone(),
         max_attempts: attempt_limit(fleet.options.max_attempts, request),
         nonce: job.nonce,
         again: job.again,
+        group: request.group.clone(),
+        session: request.keep_alive.is_some(),
+        quota: fleet.tenants.of(&request.tenant).quota(),
     };
     let began = Instant::now();
     let answer = fleet.lease.claim(&claim).await?;
@@ -154,6 +177,16 @@ async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Don
         (_, Claim::Granted { sandbox, attempt }) => {
             tracing::Span::current().record("attempt", attempt);
             let lease = (sandbox.sandbox, sandbox.epoch);
+            history::record(|| Event::Claimed {
+                tenant: request.tenant.to_string(),
+                task: request.id.to_string(),
+                attempt,
+                limit: claim.max_attempts,
+                sandbox: sandbox.sandbox.to_string(),
+                epoch: sandbox.epoch.0,
+                worker: sandbox.worker.to_string(),
+            });
+            failpoint::step(failpoint::dispatcher::CLAIMED);
             let published = publish(fleet, job, sandbox, attempt, trace).await;
             if published.is_err() {
                 if let Err(error) = fleet.lease.unclaim(&claim, lease.0, lease.1).await {
@@ -165,8 +198,21 @@ async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Don
         }
         (Next::WaitForPool, _) => Ok(Done::NoneWarm),
         (Next::Later(wait), _) => Ok(Done::Wait(wait)),
-        (Next::EndCancelled, _) => {
-            let terminal = Address::of(&job.request).cancelled(&job.digest);
+        (Next::WaitForQuota, _) => Ok(Done::OverQuota),
+        (
+            Next::EndOverQuota {
+                kind,
+                limit,
+                current,
+            },
+            _,
+        ) => {
+            let error = quota::over(&job.request.tenant, kind, limit, current);
+            let terminal = Address::of(&job.request).rejected(&job.digest, error);
+            end(fleet, job, &terminal, trace).await
+        }
+        (Next::EndCancelled(cause), _) => {
+            let terminal = Address::of(&job.request).cancelled(&job.digest, cause);
             end(fleet, job, &terminal, trace).await
         }
         (Next::EndDeadLettered { attempts }, _) => {
@@ -178,10 +224,7 @@ async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Don
         (Next::LookForTerminal, _) => {
             // It was not there before the claim; if it is not there now either, it was lost.
             let request = &job.request;
-            let stored = fleet
-                .broker
-                .terminal_of(&request.tenant, &request.run, request.id)
-                .await?;
+            let stored = fleet.terminal_of(request).await?;
             if let Some(terminal) = stored {
                 return over(fleet, job, &terminal).await;
             }
@@ -197,11 +240,14 @@ async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Don
 }
 
 /// The task has its terminal. It is this request's unless the digests differ.
-async fn over(fleet: &Fleet, job: &Job, terminal: &Terminal) -> Result<Done, Stuck> {
+async fn over(fleet: &Fleet, job: &mut Job, terminal: &Terminal) -> Result<Done, Stuck> {
     let first = &terminal.request_digest;
     if !first.is_empty() && *first != job.digest {
         return conflict(fleet, job, first).await;
     }
+    // Whoever stored it may have died before it could count it.
+    cancel::count(fleet, &job.request, terminal).await;
+    job.tell(terminal.outcome);
     settle(&job.delivery, Ok(())).await;
     Ok(Done::Ended)
 }
@@ -222,28 +268,26 @@ async fn bury(
     code: ErrorCode,
     reason: String,
 ) -> Result<(), BrokerError> {
-    let letter = DeadLetter {
-        id: format!("req/{}", job.delivery.stream_sequence),
-        code,
-        reason,
-        format: job.delivery.format().unwrap_or_default(),
-        payload: job.delivery.payload.clone(),
-        trace: job.delivery.trace(),
-    };
+    let letter = DeadLetter::of("req", &job.delivery, Some(job.request.id), code, reason);
     let lane = (&job.request.tenant, &job.request.pool);
     fleet.dead_letter(lane, letter).await
 }
 
 async fn end(
     fleet: &Fleet,
-    job: &Job,
+    job: &mut Job,
     terminal: &Terminal,
     trace: &TraceHeaders,
 ) -> Result<Done, Stuck> {
     let format = job.delivery.format().unwrap_or_default();
-    fleet
+    let gate = fleet
         .end(terminal, format, &TraceHeaders::current_or(trace))
         .await?;
+    job.tell(match gate {
+        Gate::Won => terminal.outcome,
+        Gate::Lost(first) => first.outcome,
+    });
+    removal::note(fleet, &job.request).await;
     settle(&job.delivery, Ok(())).await;
     Ok(Done::Ended)
 }
@@ -278,6 +322,16 @@ async fn publish(
         .broker
         .publish(outgoing, fleet.options.timings.publish)
         .await?;
+    history::record(|| Event::Placed {
+        tenant: placement.task.tenant.to_string(),
+        task: placement.task.id.to_string(),
+        attempt,
+        sandbox: placement.sandbox.sandbox.to_string(),
+        epoch: placement.sandbox.epoch.0,
+        worker: placement.sandbox.worker.to_string(),
+        duplicate: ack.duplicate,
+    });
+    failpoint::step(failpoint::dispatcher::PLACED);
     if ack.duplicate && !session {
         // Either our own try came through twice, or an attempt of this number was placed before
         // Redis forgot it, and this one is stored nowhere. The claim tells: the request stays
@@ -286,6 +340,7 @@ async fn publish(
         return Ok(Done::Wait(Duration::from_secs(1)));
     }
     settle(&job.delivery, Ok(())).await;
+    failpoint::step(failpoint::dispatcher::SETTLED);
     Ok(Done::Placed)
 }
 
@@ -295,7 +350,9 @@ pub(crate) async fn settle(delivery: &Delivery, seen_to: Result<(), BrokerError>
         Ok(()) => delivery.ack().await,
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "request comes again");
-            delivery.nak(Duration::from_secs(1)).await
+            // Ever more rarely, so that the server does not give up on it while this passes.
+            let pause = delivery.delivered.clamp(1, 30);
+            delivery.nak(Duration::from_secs(pause)).await
         }
     };
     if let Err(error) = told {
@@ -305,6 +362,18 @@ pub(crate) async fn settle(delivery: &Delivery, seen_to: Result<(), BrokerError>
 }
 
 impl Job {
+    fn tell(&mut self, outcome: Outcome) {
+        if let Some(told) = self.told.take() {
+            // Whoever asked may have gone.
+            let _ = told.send(outcome);
+        }
+    }
+
+    /// Whether it was admitted before: a worker gave it back, for another attempt.
+    pub(crate) fn is_handed_back(&self) -> bool {
+        self.delivery.header(HEADER_DIGEST).is_some()
+    }
+
     /// Lets another dispatcher have it at once.
     pub(crate) async fn give_back(self: Box<Self>) {
         if let Err(error) = self.delivery.nak(Duration::ZERO).await {

@@ -1,51 +1,89 @@
 //! Marks everything that is held as in progress, so that what waits here is not sent again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use broker_schema::Term;
 use remuda_client::broker::Delivery;
 use remuda_telemetry::Chain;
 
 use crate::fleet::Fleet;
 
-/// The requests that this dispatcher holds, by their place in the stream.
+/// The requests that this dispatcher holds, by the term that it got them in and their place in
+/// the stream: one that comes in a new term cannot be settled by what it came as before.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct HeldSet(Arc<Mutex<HashMap<u64, Delivery>>>);
+pub(crate) struct HeldSet(Arc<Mutex<Sequences>>);
+
+#[derive(Debug, Default)]
+struct Sequences {
+    held: HashMap<Key, Delivery>,
+    /// Those that are being refused before anybody held them.
+    aside: HashSet<u64>,
+}
+
+type Key = (Term, u64);
 
 /// While it lives its request is held.
 #[derive(Debug)]
 pub(crate) struct Held {
     set: HeldSet,
+    key: Key,
+}
+
+/// While it lives nobody here can hold the request.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    set: HeldSet,
     sequence: u64,
 }
 
 impl HeldSet {
-    /// `None` where it is held already: it was sent again, and once is enough.
-    pub(crate) fn hold(&self, delivery: &Delivery) -> Option<Held> {
-        let sequence = delivery.stream_sequence;
-        let mut held = self.lock();
-        if held.contains_key(&sequence) {
+    /// Keeps a request from being held; `None` where somebody holds it.
+    pub(crate) fn set_aside(&self, sequence: u64) -> Option<Aside> {
+        let mut sequences = self.lock();
+        if sequences.held.keys().any(|(_, held)| *held == sequence)
+            || !sequences.aside.insert(sequence)
+        {
             return None;
         }
-        held.insert(sequence, delivery.clone());
-        Some(Held {
+        Some(Aside {
             set: self.clone(),
             sequence,
         })
     }
 
-    fn all(&self) -> Vec<Delivery> {
-        self.lock().values().cloned().collect()
+    /// `None` where it is held already: it was sent again, and once is enough.
+    pub(crate) fn hold(&self, term: Term, delivery: &Delivery) -> Option<Held> {
+        let key = (term, delivery.stream_sequence);
+        let mut sequences = self.lock();
+        if sequences.held.contains_key(&key) || sequences.aside.contains(&key.1) {
+            return None;
+        }
+        sequences.held.insert(key, delivery.clone());
+        Some(Held {
+            set: self.clone(),
+            key,
+        })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Delivery>> {
+    fn all(&self) -> Vec<Delivery> {
+        self.lock().held.values().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Sequences> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.set.lock().remove(&self.sequence);
+        self.set.lock().held.remove(&self.key);
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.set.lock().aside.remove(&self.sequence);
     }
 }
 

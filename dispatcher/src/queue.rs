@@ -1,52 +1,60 @@
 //! The fair queue: who goes next. Pure.
 //!
 //! Priorities share by weight, so that a low one is slowed and never starved; within a priority
-//! tenants take turns, within a tenant runs take turns, within a run the oldest goes first.
+//! tenants share by their weights, within a tenant runs by theirs, within a run the oldest goes
+//! first, the members of a group side by side.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Bound;
 
-use broker_schema::{Priority, RunId, TaskId, TenantId, Timestamp};
+use broker_schema::{
+    CancelNotice, CancelTarget, GroupId, Priority, RunId, TaskId, TenantId, Timestamp,
+};
+
+use crate::shares::Shares;
 
 /// Picks out of twelve for high, normal and low where all three wait.
-const WEIGHTS: [i64; 3] = [8, 3, 1];
-
-/// A level that was passed over so often goes next, whatever the others are owed: what one owes
-/// from a time when others waited must not add up to a longer wait than a whole round.
-const MOST_PASSED_OVER: u32 = 11;
+const WEIGHTS: [u32; 3] = [8, 3, 1];
 
 /// Where an entry stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ticket {
-    /// Its place in the stream: older goes first, and no two entries share one.
+    /// Its place in the stream: no two entries share one.
     pub(crate) sequence: u64,
+    /// Its place in its run, oldest first: its own, or that of the first of its group.
+    pub(crate) place: u64,
     pub(crate) priority: Priority,
     pub(crate) tenant: TenantId,
+    pub(crate) tenant_weight: u32,
     pub(crate) run: RunId,
+    pub(crate) run_weight: u32,
+    pub(crate) group: Option<GroupId>,
     pub(crate) task: TaskId,
     pub(crate) deadline: Option<Timestamp>,
 }
 
+impl Ticket {
+    /// Whether a notice means this task.
+    pub(crate) fn is_meant(&self, notice: &CancelNotice) -> bool {
+        notice.covers(&self.tenant, self.task, &self.run, self.group.as_ref())
+    }
+}
+
+type Entries<T> = BTreeMap<(u64, u64), T>;
+type Tenants<T> = Shares<TenantId, Shares<RunId, Entries<T>>>;
+
 #[derive(Debug)]
 pub(crate) struct FairQueue<T> {
-    levels: [Level<T>; 3],
-    /// Smooth weighted turns: the level that is owed most goes next.
-    owed: [i64; 3],
-    /// How many picks in a row went to others while this level waited.
-    passed_over: [u32; 3],
+    /// By level: 0 is the highest.
+    levels: Shares<usize, Tenants<T>>,
     by_sequence: HashMap<u64, Ticket>,
     by_task: HashMap<(TenantId, TaskId), BTreeSet<u64>>,
     by_deadline: BTreeSet<(Timestamp, u64)>,
 }
 
-type Level<T> = Turns<TenantId, Turns<RunId, BTreeMap<u64, T>>>;
-
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
         Self {
-            levels: [Turns::default(), Turns::default(), Turns::default()],
-            owed: [0; 3],
-            passed_over: [0; 3],
+            levels: Shares::default(),
             by_sequence: HashMap::new(),
             by_task: HashMap::new(),
             by_deadline: BTreeSet::new(),
@@ -63,8 +71,13 @@ impl<T> FairQueue<T> {
         self.by_sequence.is_empty()
     }
 
-    /// Adds an entry, or gives one back: it stands where it stood. One with the same sequence
-    /// is replaced and returned.
+    /// Whether anybody waits who may go.
+    pub(crate) fn is_ready(&self, may_go: impl Fn(&TenantId) -> bool) -> bool {
+        self.levels
+            .any(|_, tenants| tenants.any(|tenant, _| may_go(tenant)))
+    }
+
+    /// Adds an entry. One with the same sequence is replaced and returned.
     pub(crate) fn push(&mut self, ticket: Ticket, value: T) -> Option<T> {
         let replaced = self.take(ticket.sequence);
         let sequence = ticket.sequence;
@@ -75,48 +88,81 @@ impl<T> FairQueue<T> {
             .entry((ticket.tenant.clone(), ticket.task))
             .or_default()
             .insert(sequence);
-        self.levels[level(ticket.priority)]
-            .member(&ticket.tenant)
-            .member(&ticket.run)
-            .insert(sequence, value);
+        let level = level(ticket.priority);
+        self.levels
+            .member(&level, WEIGHTS[level])
+            .member(&ticket.tenant, ticket.tenant_weight)
+            .member(&ticket.run, ticket.run_weight)
+            .insert((ticket.place, sequence), value);
         self.by_sequence.insert(sequence, ticket);
         replaced
     }
 
-    /// Takes the entry whose turn it is.
-    pub(crate) fn pop(&mut self) -> Option<T> {
-        let chosen = self.choose_level()?;
-        let sequence = {
-            let (_, runs) = self.levels[chosen].turn()?;
-            let (_, entries) = runs.turn()?;
-            *entries.first_key_value()?.0
-        };
+    /// Gives an entry back that got nothing: it stands where it stood, and it was nobody's turn.
+    pub(crate) fn put_back(&mut self, ticket: Ticket, value: T) -> Option<T> {
+        let level = level(ticket.priority);
+        let (tenant, run) = (ticket.tenant.clone(), ticket.run.clone());
+        let replaced = self.push(ticket, value);
+        self.levels.refund(&level);
+        if let Some(tenants) = self.levels.get(&level) {
+            tenants.refund(&tenant);
+            if let Some(runs) = tenants.get(&tenant) {
+                runs.refund(&run);
+            }
+        }
+        replaced
+    }
+
+    /// Takes the entry whose turn it is, among tenants that may go.
+    pub(crate) fn pop(&mut self, may_go: impl Fn(&TenantId) -> bool) -> Option<T> {
+        let level = *self
+            .levels
+            .next(|_, tenants| tenants.any(|tenant, _| may_go(tenant)))?;
+        let tenants = self.levels.get(&level)?;
+        let tenant = tenants.next(|tenant, _| may_go(tenant))?.clone();
+        let runs = tenants.get(&tenant)?;
+        let run = runs.next(|_, _| true)?.clone();
+        let sequence = runs.get(&run)?.first_key_value()?.0.1;
+        runs.charge(&run);
+        tenants.charge(&tenant);
+        self.levels.charge(&level);
         self.take(sequence)
     }
 
-    /// Takes every entry of one task.
-    pub(crate) fn take_task(&mut self, tenant: &TenantId, task: TaskId) -> Vec<T> {
-        let sequences = self.by_task.remove(&(tenant.clone(), task));
-        sequences
-            .into_iter()
-            .flatten()
-            .filter_map(|sequence| self.take(sequence))
-            .collect()
+    /// Takes every entry that a notice means.
+    pub(crate) fn take_meant(&mut self, notice: &CancelNotice) -> Vec<T> {
+        let sequences: Vec<u64> = match &notice.target {
+            CancelTarget::Task { task, .. } => self
+                .by_task
+                .get(&(notice.tenant.clone(), *task))
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect(),
+            _ => self
+                .by_sequence
+                .values()
+                .filter(|ticket| ticket.is_meant(notice))
+                .map(|ticket| ticket.sequence)
+                .collect(),
+        };
+        self.take_all(sequences)
     }
 
     /// Takes every entry whose deadline is not after `now`.
     pub(crate) fn take_expired(&mut self, now: Timestamp) -> Vec<T> {
         let later = self.by_deadline.split_off(&(now, u64::MAX));
         let expired = std::mem::replace(&mut self.by_deadline, later);
-        expired
-            .into_iter()
-            .filter_map(|(_, sequence)| self.take(sequence))
-            .collect()
+        self.take_all(expired.into_iter().map(|(_, sequence)| sequence).collect())
     }
 
     /// Takes all, the oldest first.
     pub(crate) fn drain(&mut self) -> Vec<T> {
-        let mut sequences: Vec<u64> = self.by_sequence.keys().copied().collect();
+        let sequences = self.by_sequence.keys().copied().collect();
+        self.take_all(sequences)
+    }
+
+    fn take_all(&mut self, mut sequences: Vec<u64>) -> Vec<T> {
         sequences.sort_unstable();
         sequences
             .into_iter()
@@ -124,31 +170,8 @@ impl<T> FairQueue<T> {
             .collect()
     }
 
-    fn choose_level(&mut self) -> Option<usize> {
-        let waiting: Vec<usize> = (0..3).filter(|&i| !self.levels[i].is_empty()).collect();
-        let total: i64 = waiting.iter().map(|&i| WEIGHTS[i]).sum();
-        for (i, owed) in self.owed.iter_mut().enumerate() {
-            // Who has nothing to send saves nothing up.
-            *owed = if waiting.contains(&i) {
-                *owed + WEIGHTS[i]
-            } else {
-                0
-            };
-        }
-        let overdue = |i: &usize| self.passed_over[*i] >= MOST_PASSED_OVER;
-        let chosen = waiting.iter().copied().max_by_key(|i| {
-            let first_of_equals = std::cmp::Reverse(*i);
-            (overdue(i), self.owed[*i], first_of_equals)
-        })?;
-        self.owed[chosen] -= total;
-        for (i, passed_over) in self.passed_over.iter_mut().enumerate() {
-            let waits = i != chosen && waiting.contains(&i);
-            *passed_over = if waits { *passed_over + 1 } else { 0 };
-        }
-        Some(chosen)
-    }
-
-    fn take(&mut self, sequence: u64) -> Option<T> {
+    /// Takes one entry.
+    pub(crate) fn take(&mut self, sequence: u64) -> Option<T> {
         let ticket = self.by_sequence.remove(&sequence)?;
         if let Some(deadline) = ticket.deadline {
             self.by_deadline.remove(&(deadline, sequence));
@@ -160,15 +183,19 @@ impl<T> FairQueue<T> {
                 self.by_task.remove(&id);
             }
         }
-        let tenants = &mut self.levels[level(ticket.priority)];
+        let level = level(ticket.priority);
+        let tenants = self.levels.get(&level)?;
         let runs = tenants.get(&ticket.tenant)?;
         let entries = runs.get(&ticket.run)?;
-        let value = entries.remove(&sequence);
+        let value = entries.remove(&(ticket.place, sequence));
         if entries.is_empty() {
             runs.remove(&ticket.run);
         }
         if runs.is_empty() {
             tenants.remove(&ticket.tenant);
+        }
+        if tenants.is_empty() {
+            self.levels.remove(&level);
         }
         value
     }
@@ -179,57 +206,6 @@ fn level(priority: Priority) -> usize {
         Priority::High => 0,
         Priority::Normal => 1,
         Priority::Low => 2,
-    }
-}
-
-/// Members who take turns, in the order of their keys. None of them is ever empty.
-#[derive(Debug)]
-struct Turns<K, V> {
-    members: BTreeMap<K, V>,
-    last: Option<K>,
-}
-
-impl<K, V> Default for Turns<K, V> {
-    fn default() -> Self {
-        Self {
-            members: BTreeMap::new(),
-            last: None,
-        }
-    }
-}
-
-impl<K: Ord + Clone, V> Turns<K, V> {
-    fn is_empty(&self) -> bool {
-        self.members.is_empty()
-    }
-
-    fn get(&mut self, key: &K) -> Option<&mut V> {
-        self.members.get_mut(key)
-    }
-
-    fn remove(&mut self, key: &K) {
-        self.members.remove(key);
-    }
-
-    fn member(&mut self, key: &K) -> &mut V
-    where
-        V: Default,
-    {
-        self.members.entry(key.clone()).or_default()
-    }
-
-    /// The member after the one that went last.
-    fn turn(&mut self) -> Option<(K, &mut V)> {
-        let after = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let key = self
-            .members
-            .range::<K, _>((after, Bound::Unbounded))
-            .next()
-            .or_else(|| self.members.first_key_value())
-            .map(|(key, _)| key.clone())?;
-        self.last = Some(key.clone());
-        let member = self.members.get_mut(&key)?;
-        Some((key, member))
     }
 }
 

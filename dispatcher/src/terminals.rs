@@ -1,8 +1,8 @@
 //! Terminals of tasks that end without having run here. Pure.
 
 use broker_schema::{
-    ErrorCode, ErrorInfo, GroupId, Outcome, PoolId, RunId, SandboxRef, TaskId, TaskRequest,
-    TenantId, Terminal, Timestamp, Usage,
+    CancelCause, ErrorCode, ErrorInfo, GroupId, Outcome, PoolId, RunId, SandboxRef, TaskId,
+    TaskRequest, TenantId, Terminal, Timestamp, Usage,
 };
 
 /// Who a terminal is for, as far as the request said.
@@ -59,8 +59,11 @@ impl Address {
         self.terminal(digest, Outcome::Rejected, error)
     }
 
-    pub(crate) fn cancelled(self, digest: &str) -> Terminal {
-        let error = ErrorInfo::new(ErrorCode::Cancelled, "cancelled before it was placed");
+    pub(crate) fn cancelled(self, digest: &str, cause: CancelCause) -> Terminal {
+        let error = ErrorInfo::new(
+            ErrorCode::Cancelled,
+            format!("cancelled before it was placed: {}", cause.evidence()),
+        );
         self.terminal(digest, Outcome::Cancelled, error)
     }
 
@@ -80,6 +83,14 @@ impl Address {
         );
         let mut terminal = self.terminal(digest, Outcome::DeadLettered, error);
         terminal.attempt = attempts;
+        terminal
+    }
+
+    /// Its message was found where nobody takes it any more.
+    pub(crate) fn undeliverable(self, digest: &str, attempt: u32, reason: &str) -> Terminal {
+        let error = ErrorInfo::new(ErrorCode::AttemptsExhausted, reason);
+        let mut terminal = self.terminal(digest, Outcome::DeadLettered, error);
+        terminal.attempt = attempt;
         terminal
     }
 

@@ -203,11 +203,8 @@ async fn queued_tasks_are_cancelled_and_expire() {
     let fleet = Fleet::start().await;
     let cancelled = task();
     fleet.submit(&cancelled).await;
-    let request = CancelRequest {
-        tenant: cancelled.tenant.clone(),
-        task: cancelled.id,
-        run: Some(cancelled.run.clone()),
-    };
+    let run = Some(cancelled.run.clone());
+    let request = CancelRequest::task(cancelled.tenant.clone(), cancelled.id, run);
     let payload = serde_json::to_vec(&request).unwrap();
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Content-Type", "application/json");
@@ -235,16 +232,12 @@ async fn a_repeat_is_dropped_and_an_id_with_other_content_is_dead_lettered() {
     let fleet = Fleet::start().await;
     let mut worker = FakeWorker::join(&fleet, "w1").await;
     let mut cancelled = task();
-    let request = CancelRequest {
-        tenant: cancelled.tenant.clone(),
-        task: cancelled.id,
-        run: Some(cancelled.run.clone()),
-    };
+    let first = cancelled.id;
     worker.offer(&fleet, 2).await;
     fleet.submit(&cancelled).await;
     let (placement, delivery) = worker.placement(&fleet).await;
     delivery.ack().await.unwrap();
-    assert_eq!(placement.task.id, request.task);
+    assert_eq!(placement.task.id, first);
     // The same id, other content, and a message id that the server has not seen.
     cancelled.timeout_ms = Some(1234);
     let payload = codec::encode(&cancelled, Format::MessagePack).unwrap();
