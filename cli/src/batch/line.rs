@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use broker_schema::{Blob, PoolId, Priority, RequestLimits, RunId, Step, TaskRequest, TenantId};
+use broker_schema::{Blob, GroupId, PoolId, Priority, RequestLimits, RunId, Step, TaskRequest, TenantId};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -26,6 +26,9 @@ struct LineDoc {
     priority: Priority,
     #[serde(default)]
     continue_on_failure: bool,
+    group: Option<GroupId>,
+    group_size: Option<u32>,
+    min_valid: Option<u32>,
 }
 
 /// A line that can be submitted.
@@ -82,6 +85,9 @@ pub(crate) fn parse(text: &[u8], defaults: &Defaults) -> Result<Line, Problem> {
     request.timeout_ms = timeout_ms.or(defaults.timeout_ms);
     request.priority = doc.priority;
     request.continue_on_failure = doc.continue_on_failure;
+    request.group = doc.group;
+    request.group_size = doc.group_size;
+    request.min_valid = doc.min_valid;
     request
         .validate(&RequestLimits::default())
         .map_err(|invalid| {

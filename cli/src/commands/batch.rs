@@ -10,7 +10,7 @@ use std::time::Duration;
 use broker_schema::{ErrorInfo, PoolId, RunId, TaskId, Terminal};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use remuda_client::{Client, ClientError};
+use remuda_client::{Client, ClientError, CreditStream, Pacer};
 use remuda_lease::{LeaseOptions, LeaseStore};
 use tokio::sync::mpsc;
 
@@ -30,8 +30,8 @@ use crate::up::Stop;
 ///
 /// A line has "command": [..] or "steps": [..], and may have "tag" (any text,
 /// which its result carries back), "files" ({path: content}), "env",
-/// "timeout", "pool", "priority" and `continue_on_failure`. Results are JSON
-/// lines in the order in which tasks end.
+/// "timeout", "pool", "priority", `continue_on_failure`, "group", `group_size` and
+/// `min_valid`. Results are JSON lines in the order in which tasks end.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The file; - is standard input, which is not checked beforehand
@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// Most tasks that are submitted and have not ended
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
     in_flight: u32,
+    /// Keep no more tasks under way than keep --pool busy, by its credit
+    #[arg(long)]
+    paced: bool,
     /// Where results go instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -79,6 +82,15 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<u8, Failure> {
     let checked = check_first(&args, &defaults).await?;
     let client = connect::client(globals, args.run.clone()).await?;
     let sink = Sink::open(args.out.as_deref())?;
+    let pace = if args.paced {
+        let credits = client.credits(&args.pool).await;
+        Some(Pace {
+            credits: credits.map_err(|error| connect::failure(&error))?,
+            pacer: Pacer::new(args.in_flight as usize),
+        })
+    } else {
+        None
+    };
     let batch = Batch {
         client,
         sink,
@@ -90,6 +102,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> Result<u8, Failure> {
         summary: Summary::default(),
         under_way: HashSet::new(),
         bad_lines: 0,
+        pace,
         args,
     };
     let lines = Lines::open(&batch.args.file, defaults).map_err(|error| Failure::chain(&error))?;
@@ -146,6 +159,26 @@ struct Batch {
     summary: Summary,
     under_way: HashSet<TaskId>,
     bad_lines: u64,
+    pace: Option<Pace>,
+}
+
+/// How fast to submit.
+struct Pace {
+    credits: CreditStream,
+    pacer: Pacer,
+}
+
+impl Pace {
+    /// Waits for the next credit; for ever where nobody paces.
+    async fn next(pace: &mut Option<Self>, under_way: usize) {
+        let Some(pace) = pace else {
+            return std::future::pending().await;
+        };
+        match pace.credits.next().await {
+            Some(credit) => pace.pacer.observe(&credit, under_way),
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// One task's end.
@@ -168,7 +201,10 @@ impl Batch {
         let mut reading = true;
         let mut refused = None;
         while reading || !tasks.is_empty() {
-            let room = tasks.len() < self.args.in_flight as usize;
+            let paced = self.pace.as_ref();
+            let room = tasks.len() < self.args.in_flight as usize
+                && paced.is_none_or(|pace| pace.pacer.allows(tasks.len()));
+            let under_way = tasks.len();
             tokio::select! {
                 biased;
                 () = stop.told() => return self.interrupted().await,
@@ -192,6 +228,7 @@ impl Batch {
                     }
                     None => reading = false,
                 },
+                () = Pace::next(&mut self.pace, under_way) => {}
                 _ = show.tick() => {
                     self.counts.running = running.as_ref().and_then(Running::count);
                     self.progress.show(&self.counts);
