@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use broker_schema::Timestamp;
 use deadpool_redis::{Manager, Pool, Runtime};
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Script};
 
 use crate::answer::{Answer, garbled};
 use crate::error::{Fault, LeaseError};
+use crate::foreign::Foreign;
 use crate::keys;
 use crate::options::LeaseOptions;
 use crate::script::Scripts;
@@ -24,6 +26,7 @@ struct Inner {
     root: String,
     ttl: Duration,
     timeout: Duration,
+    foreign: Foreign,
 }
 
 impl std::fmt::Debug for Inner {
@@ -73,6 +76,7 @@ impl LeaseStore {
                 root: keys::root(&options.prefix),
                 ttl: options.ttl,
                 timeout: options.timeout,
+                foreign: Foreign::default(),
             }),
         };
         let found = store
@@ -128,14 +132,22 @@ impl LeaseStore {
     /// The incarnation that sandboxes are granted under; `None` where Redis is new, was flushed,
     /// or was started again: it may then have lost the last epochs that it gave out.
     pub async fn incarnation(&self) -> Result<Option<u32>, LeaseError> {
-        let answer = self.run(&self.scripts().incarnation, &[]).await;
-        answer
-            .and_then(|mut answer| match answer.tag()?.as_str() {
-                "in_force" => answer.value("incarnation").map(Some),
-                "none" => Ok(None),
-                other => Err(garbled("answer", other)),
-            })
-            .map_err(LeaseError::Incarnation)
+        let mut read = self.read_incarnation().await;
+        if matches!(read, Err(Fault::Garbled { .. })) {
+            let aside = Box::pin(self.set_foreign_aside()).await;
+            aside.map_err(LeaseError::Incarnation)?;
+            read = self.read_incarnation().await;
+        }
+        read.map_err(LeaseError::Incarnation)
+    }
+
+    async fn read_incarnation(&self) -> Result<Option<u32>, Fault> {
+        let mut answer = self.run(&self.scripts().incarnation, &[]).await?;
+        match answer.tag()?.as_str() {
+            "in_force" => answer.value("incarnation").map(Some),
+            "none" => Ok(None),
+            other => Err(garbled("answer", other)),
+        }
     }
 
     /// Puts `candidate` in force where [`incarnation`](Self::incarnation) is none, unless a
@@ -148,6 +160,20 @@ impl LeaseStore {
         answer
             .and_then(|mut answer| answer.value("incarnation"))
             .map_err(LeaseError::Incarnation)
+    }
+
+    /// How far Redis's clock, the only one that all parties share, is ahead of this machine's, in
+    /// microseconds; as exact as the way there and back is short.
+    pub async fn clock_offset(&self) -> Result<i64, LeaseError> {
+        let sent = Timestamp::of_this_machine();
+        let (seconds, micros): (u64, u64) = self
+            .command(&redis::cmd("TIME"))
+            .await
+            .map_err(LeaseError::Clock)?;
+        let received = Timestamp::of_this_machine();
+        let here = i128::from(sent.0 / 2 + received.0 / 2);
+        let there = i128::from(seconds) * 1_000_000 + i128::from(micros);
+        Ok(i64::try_from(there - here).unwrap_or(i64::MAX))
     }
 
     async fn version(&self) -> Result<String, Fault> {
@@ -167,6 +193,10 @@ impl LeaseStore {
         &self.inner.scripts
     }
 
+    pub(crate) fn foreign(&self) -> &Foreign {
+        &self.inner.foreign
+    }
+
     pub(crate) fn ttl_millis(&self) -> String {
         millis(self.inner.ttl)
     }
@@ -175,8 +205,16 @@ impl LeaseStore {
         format!("{}:{rest}", self.inner.root)
     }
 
-    /// Runs one script. Dropping the future does not undo what Redis was told.
+    /// Runs one script, once more where a foreign key stood in its way. Dropping the future does
+    /// not undo what Redis was told.
     pub(crate) async fn run(&self, script: &Script, args: &[String]) -> Result<Answer, Fault> {
+        match self.run_once(script, args).await {
+            Err(fault) if self.mended(&fault).await => self.run_once(script, args).await,
+            done => done,
+        }
+    }
+
+    async fn run_once(&self, script: &Script, args: &[String]) -> Result<Answer, Fault> {
         self.bounded(async {
             let mut connection = self.inner.pool.get().await.map_err(Fault::Pool)?;
             let mut call = script.key(&self.inner.root);

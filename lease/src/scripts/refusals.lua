@@ -1,0 +1,3 @@
+-- What was refused since the counts began, by what it was.
+-- Answers: (what, count)...
+return redis.call('HGETALL', key('refused'))
