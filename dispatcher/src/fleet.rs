@@ -6,19 +6,23 @@ use std::time::Duration;
 use broker_schema::codec::Format;
 use broker_schema::pool::PoolSpec;
 use broker_schema::{
-    ErrorCode, HEADER_CODE, HEADER_REASON, PoolId, RequestLimits, TenantId, Terminal,
+    ErrorCode, HEADER_CODE, HEADER_REASON, HEADER_SUBJECT, HEADER_TASK, HEADER_TENANT, HEADER_TIME,
+    PoolId, RequestLimits, SCHEMA_OLDEST, SCHEMA_VERSION, TaskId, TenantId, Terminal, Timestamp,
 };
 use bytes::Bytes;
-use remuda_client::broker::{Broker, BrokerError, Gate, Outgoing};
+use remuda_client::broker::{Broker, BrokerError, Delivery, Gate, Outgoing};
 use remuda_lease::LeaseStore;
-use remuda_telemetry::{Readiness, TaskGroup, TraceHeaders};
+use remuda_telemetry::{Readiness, TaskGroup, TraceHeaders, failpoint};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{PART_NATS, PART_REDIS};
+use crate::credit::Grants;
 use crate::error::DispatcherError;
+use crate::leader::Leadership;
 use crate::metrics::{Code, Metrics};
 use crate::options::DispatcherOptions;
 use crate::progress::HeldSet;
+use crate::tenants::Tenants;
 
 /// How long a terminal or a dead letter is tried before its message waits for another turn.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,12 +33,16 @@ pub(crate) struct Fleet {
     pub(crate) lease: LeaseStore,
     pub(crate) options: DispatcherOptions,
     pub(crate) pools: BTreeMap<PoolId, PoolSpec>,
+    pub(crate) tenants: Tenants,
     pub(crate) limits: RequestLimits,
     pub(crate) metrics: Metrics,
     pub(crate) readiness: Readiness,
     /// Cancelled once this dispatcher is told to stop: it is never ready again.
     pub(crate) leaving: CancellationToken,
+    pub(crate) leadership: Leadership,
     pub(crate) held: HeldSet,
+    /// Placements of each pool, for its credit.
+    pub(crate) grants: Grants,
     pub(crate) group: TaskGroup,
 }
 
@@ -46,10 +54,9 @@ impl Fleet {
         format: Format,
         trace: &TraceHeaders,
     ) -> Result<Gate, BrokerError> {
-        let gate = self
-            .broker
-            .put_terminal(terminal, format, trace, PATIENCE)
-            .await?;
+        let put = self.broker.put_terminal(terminal, format, trace, PATIENCE);
+        let gate = Box::pin(put).await?;
+        failpoint::step(failpoint::dispatcher::ENDED);
         if let (Gate::Won, Some(error)) = (&gate, &terminal.error) {
             tracing::info!(
                 task = %terminal.task, tenant = %terminal.tenant, outcome = %terminal.outcome,
@@ -70,23 +77,30 @@ impl Fleet {
             tenant = %lane.0, pool = %lane.1, code = %message.code, reason = message.reason,
             "message goes to the dead letters"
         );
+        let mut headers = vec![
+            (HEADER_CODE, message.code.to_string()),
+            (HEADER_REASON, one_line(&message.reason)),
+            (HEADER_SUBJECT, one_line(&message.subject)),
+            (HEADER_TENANT, lane.0.to_string()),
+            (HEADER_TIME, Timestamp::now().0.to_string()),
+        ];
+        headers.extend(message.task.map(|task| (HEADER_TASK, task.to_string())));
         let outgoing = Outgoing {
             subject: self.broker.subjects().dead_letter(lane.0, lane.1),
             message_id: Some(message.id),
             format: message.format,
             payload: message.payload,
             trace: message.trace,
-            headers: vec![
-                (HEADER_CODE, message.code.to_string()),
-                (HEADER_REASON, one_line(&message.reason)),
-            ],
+            headers,
         };
         self.broker.publish(outgoing, PATIENCE).await?;
+        failpoint::step(failpoint::dispatcher::DEAD_LETTERED);
         self.metrics.dead_lettered.add(1, Code(message.code));
         Ok(())
     }
 
-    /// Takes a new incarnation where Redis has none that can be relied on, and publishes the pools.
+    /// Takes a new incarnation where Redis has none that can be relied on; whoever leads the fleet
+    /// publishes the pools.
     pub(crate) async fn bootstrap(&self) -> Result<(), DispatcherError> {
         if self
             .lease
@@ -110,6 +124,13 @@ impl Fleet {
                 "redis is new, was flushed or was started again: a new incarnation is in force"
             );
         }
+        if !self.leadership.leads_fleet() {
+            return Ok(());
+        }
+        self.lease
+            .set_schemas(SCHEMA_OLDEST..=SCHEMA_VERSION)
+            .await
+            .map_err(DispatcherError::Lease)?;
         let stored = self.lease.pools().await.map_err(DispatcherError::Pools)?;
         let mut wanted = self.options.pools.clone();
         wanted.sort_by(|a, b| a.name.cmp(&b.name));
@@ -152,9 +173,35 @@ pub(crate) struct DeadLetter {
     pub(crate) id: String,
     pub(crate) code: ErrorCode,
     pub(crate) reason: String,
+    /// Where it was published to.
+    pub(crate) subject: String,
+    /// Where it could be read so far.
+    pub(crate) task: Option<TaskId>,
     pub(crate) format: Format,
     pub(crate) payload: Bytes,
     pub(crate) trace: TraceHeaders,
+}
+
+impl DeadLetter {
+    /// What was delivered, `kind` (`req`, `run`) telling from which stream: a repeat is one letter.
+    pub(crate) fn of(
+        kind: &str,
+        delivery: &Delivery,
+        task: Option<TaskId>,
+        code: ErrorCode,
+        reason: String,
+    ) -> Self {
+        Self {
+            id: format!("{kind}/{}", delivery.stream_sequence),
+            code,
+            reason,
+            subject: delivery.subject.clone(),
+            task,
+            format: delivery.format().unwrap_or_default(),
+            payload: delivery.payload.clone(),
+            trace: delivery.trace(),
+        }
+    }
 }
 
 /// A header holds one line, and not a long one.

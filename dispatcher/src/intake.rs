@@ -7,6 +7,7 @@ use broker_schema::{
     SCHEMA_OLDEST, TaskId, TaskRequest, TenantId, Timestamp,
 };
 use remuda_client::broker::{BrokerError, Delivery};
+use remuda_telemetry::failpoint;
 use serde::Deserialize;
 
 use crate::fleet::{DeadLetter, Fleet};
@@ -193,6 +194,7 @@ pub(crate) async fn take(
     (tenant, pool): (&TenantId, &PoolId),
     delivery: &Delivery,
 ) -> Option<(Box<TaskRequest>, String)> {
+    failpoint::step(failpoint::dispatcher::FETCHED);
     let incoming = Incoming {
         tenant,
         pool,
@@ -236,14 +238,7 @@ async fn bury(
     delivery: &Delivery,
     error: &ErrorInfo,
 ) -> Result<(), BrokerError> {
-    let letter = DeadLetter {
-        id: format!("req/{}", delivery.stream_sequence),
-        code: error.code,
-        reason: error.to_string(),
-        format: delivery.format().unwrap_or_default(),
-        payload: delivery.payload.clone(),
-        trace: delivery.trace(),
-    };
+    let letter = DeadLetter::of("req", delivery, None, error.code, error.to_string());
     fleet.dead_letter(lane, letter).await
 }
 

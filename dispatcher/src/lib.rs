@@ -1,24 +1,41 @@
 //! The dispatcher: intake, fair queue, claim, placement, pools and reaper.
 
+mod advisories;
 mod app;
+mod aside;
 mod cancel;
+mod credit;
 mod decide;
 mod dispatch;
 mod error;
+mod event;
 mod fleet;
+mod group;
 mod intake;
 mod lane;
+mod leader;
 mod load;
 mod metrics;
 mod options;
 mod place;
+mod presence;
 mod progress;
 mod queue;
+mod quota;
 mod reaper;
 mod registry;
+mod removal;
+mod shares;
 mod stray;
+mod streams;
+mod sweep;
+mod takeover;
+mod tenants;
 mod terminals;
+mod undeliverable;
+mod witness;
 
 pub use app::{readiness, run, run_with};
 pub use error::DispatcherError;
 pub use options::{DispatcherOptions, NatsOptions, Streams, Timings};
+pub use tenants::TenantOptions;

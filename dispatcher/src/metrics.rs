@@ -11,11 +11,15 @@ pub(crate) struct Metrics {
     pub(crate) rejected: Counter,
     pub(crate) dead_lettered: Counter,
     pub(crate) redispatched: Counter,
+    pub(crate) removed: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) foreign_keys: Counter,
     pub(crate) claim: Histogram,
     pub(crate) queue_wait: Histogram,
     pub(crate) queued: Gauge,
     pub(crate) lanes: Gauge,
     pub(crate) workers: Gauge,
+    pub(crate) leading: Gauge,
     warm: Gauge,
     pools: BTreeMap<PoolId, PoolLabel>,
 }
@@ -55,6 +59,18 @@ impl Metrics {
                 "remuda.dispatcher.redispatched",
                 "Placements of dead workers queued again",
             ),
+            refused: counter(
+                "remuda.dispatcher.registry.refused",
+                "What Redis refused because it was not the caller's, by what it was",
+            ),
+            foreign_keys: counter(
+                "remuda.dispatcher.redis.foreign.keys",
+                "Keys under the fleet's names that were not the fleet's, set aside",
+            ),
+            removed: counter(
+                "remuda.dispatcher.removed",
+                "Tasks whose results were removed when they asked for it",
+            ),
             claim: histogram("remuda.dispatcher.claim", "How long a claim took"),
             queue_wait: histogram(
                 "remuda.dispatcher.queue.wait",
@@ -63,6 +79,10 @@ impl Metrics {
             queued: gauge("remuda.dispatcher.queued", "Requests held and not placed"),
             lanes: gauge("remuda.dispatcher.lanes", "Lanes that are pulled from"),
             workers: gauge("remuda.dispatcher.workers", "Workers that are alive"),
+            leading: gauge(
+                "remuda.dispatcher.leading",
+                "Pools that this dispatcher works for, the fleet's duties counted as one",
+            ),
             warm: gauge("remuda.dispatcher.warm", "Warm sandboxes, by pool"),
             // Labels are static; pools are read once, from the configuration.
             pools: pools

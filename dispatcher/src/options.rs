@@ -11,6 +11,8 @@ use remuda_lease::LeaseOptions;
 use remuda_telemetry::TelemetryOptions;
 use serde::{Deserialize, Serialize};
 
+use crate::tenants::{self, TenantOptions};
+
 /// The configuration of one dispatcher.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -18,6 +20,8 @@ pub struct DispatcherOptions {
     pub nats: NatsOptions,
     pub redis: LeaseOptions,
     pub pools: Vec<PoolSpec>,
+    /// Weights and quotas of tenants.
+    pub tenants: Vec<TenantOptions>,
     /// Sizes of the fleet's streams.
     pub streams: Streams,
     /// Most requests of one lane (tenant and pool) held here; the backlog stays in the stream.
@@ -36,6 +40,7 @@ impl Default for DispatcherOptions {
             nats: NatsOptions::default(),
             redis: LeaseOptions::default(),
             pools: Vec::new(),
+            tenants: Vec::new(),
             streams: Streams::default(),
             window: 256,
             in_flight: 64,
@@ -218,6 +223,9 @@ pub struct Timings {
     /// How long publishing a placement may take: less than a lease holds.
     #[serde(with = "humantime_serde")]
     pub publish: Duration,
+    /// How long tasks of a group wait for the others of it.
+    #[serde(with = "humantime_serde")]
+    pub group_hold: Duration,
     /// How long placements under way may take when shutting down.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
@@ -225,6 +233,13 @@ pub struct Timings {
     /// than `drain` it takes at most, whatever does not answer.
     #[serde(with = "humantime_serde")]
     pub unreachable: Duration,
+    /// How long this dispatcher leads a pool without renewing it, which it does three times as
+    /// often: what others wait for where it is killed.
+    #[serde(with = "humantime_serde")]
+    pub term: Duration,
+    /// Messages that no consumer will deliver any more are looked for this often.
+    #[serde(with = "humantime_serde")]
+    pub sweep: Duration,
 }
 
 impl Default for Timings {
@@ -233,8 +248,11 @@ impl Default for Timings {
             tick: Duration::from_secs(1),
             progress: Duration::from_secs(10),
             publish: Duration::from_secs(8),
+            group_hold: Duration::from_secs(2),
             drain: Duration::from_secs(15),
             unreachable: Duration::from_secs(20),
+            term: Duration::from_secs(3),
+            sweep: Duration::from_secs(30),
         }
     }
 }
@@ -244,6 +262,7 @@ impl DispatcherOptions {
     pub fn validate(&self) -> Result<(), Vec<String>> {
         let mut problems = self.redis.problems();
         problems.extend(self.streams.problems());
+        problems.extend(tenants::problems(&self.tenants));
         let mut need = |good: bool, problem: String| {
             if !good {
                 problems.push(problem);
@@ -284,6 +303,7 @@ impl DispatcherOptions {
             ("tick", self.timings.tick),
             ("progress", self.timings.progress),
             ("publish", self.timings.publish),
+            ("sweep", self.timings.sweep),
         ] {
             need(!value.is_zero(), format!("timings.{name}: is zero"));
         }
@@ -293,6 +313,14 @@ impl DispatcherOptions {
                 "timings.progress: is {:?}, requests come again after {:?}",
                 self.timings.progress,
                 broker_schema::stream::REQUEST_ACK_WAIT
+            ),
+        );
+        let terms = Duration::from_secs(1)..=Duration::from_secs(60);
+        need(
+            terms.contains(&self.timings.term),
+            format!(
+                "timings.term: is {:?}, expected 1s to 1m",
+                self.timings.term
             ),
         );
         need(
@@ -310,6 +338,10 @@ impl DispatcherOptions {
         for pool in &self.pools {
             let name = &pool.name;
             need(names.insert(name), format!("pools.{name}: is there twice"));
+            need(
+                name.as_str() != crate::leader::FLEET,
+                format!("pools.{name}: this name is taken by the fleet's own duties"),
+            );
             need(pool.max > 0, format!("pools.{name}.max: is 0"));
             need(
                 pool.warm <= pool.max,

@@ -1,4 +1,5 @@
-//! The reaper: what dead workers left in RUN is queued again or answered.
+//! The reaper: what dead workers left in RUN is queued again or answered, by whoever leads the
+//! fleet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,9 +12,11 @@ use broker_schema::{
 };
 use remuda_client::broker::{BrokerError, Delivery, Outgoing};
 use remuda_lease::LeaseError;
-use remuda_telemetry::{Chain, TraceHeaders};
+use remuda_telemetry::{Chain, TraceHeaders, failpoint};
 
+use crate::cancel;
 use crate::fleet::{DeadLetter, Fleet};
+use crate::presence;
 use crate::terminals::Address;
 
 /// Placements of one dead worker that are looked at together.
@@ -50,6 +53,10 @@ pub(crate) async fn run(fleet: Arc<Fleet>) {
         tokio::select! {
             () = fleet.group.token().cancelled() => return,
             _ = tick.tick() => {}
+        }
+        if !fleet.leadership.leads_fleet() {
+            absent = Absent::default();
+            continue;
         }
         // Cancelled in the middle, what is left is seen to by the next dispatcher.
         let round = tokio::select! {
@@ -92,9 +99,12 @@ impl Absent {
 }
 
 async fn round(fleet: &Fleet, absent: &mut Absent) -> Result<(), ReapError> {
+    presence::declare_dead(fleet)
+        .await
+        .map_err(ReapError::Find)?;
     for worker in fleet.lease.reap().await.map_err(ReapError::Find)? {
         tracing::warn!(%worker, "worker is dead: its heartbeat ran out");
-        see_to(fleet, &worker).await?;
+        Box::pin(see_to(fleet, &worker)).await?;
         fleet
             .lease
             .bury(&worker)
@@ -133,7 +143,7 @@ async fn round(fleet: &Fleet, absent: &mut Absent) -> Result<(), ReapError> {
     let patience = fleet.lease.ttl();
     for worker in absent.observe(addressed, &alive, Instant::now(), patience) {
         tracing::warn!(%worker, "placements wait for a worker that nobody knows");
-        see_to(fleet, &worker).await?;
+        Box::pin(see_to(fleet, &worker)).await?;
     }
     Ok(())
 }
@@ -162,7 +172,7 @@ async fn see_to(fleet: &Fleet, worker: &WorkerId) -> Result<(), ReapError> {
         loop {
             puller.want(BATCH);
             if let Ok(delivery) = tokio::time::timeout(QUIET, puller.next()).await {
-                take(fleet, worker, &delivery?).await?;
+                Box::pin(take(fleet, worker, &delivery?)).await?;
                 continue;
             }
             let left = fleet
@@ -190,7 +200,7 @@ async fn take(fleet: &Fleet, worker: &WorkerId, delivery: &Delivery) -> Result<(
         .format()
         .and_then(|format| codec::decode::<Placement>(&delivery.payload, format));
     match read {
-        Ok(placement) => again(fleet, delivery, placement).await?,
+        Ok(placement) => Box::pin(again(fleet, delivery, placement)).await?,
         Err(error) => unreadable(fleet, worker, delivery, &error).await?,
     }
     delivery.ack().await
@@ -216,11 +226,10 @@ async fn again(
         .at("tenant");
         return unreadable(fleet, &placement.sandbox.worker, delivery, &error).await;
     }
-    let stored = fleet
-        .broker
-        .terminal_of(&request.tenant, &request.run, request.id)
-        .await?;
-    if stored.is_some() {
+    let stored = fleet.terminal_of(request).await?;
+    if let Some(terminal) = stored {
+        // The worker may have died before it could count it.
+        cancel::count(fleet, request, &terminal).await;
         return Ok(());
     }
     let format = delivery.format().unwrap_or_default();
@@ -255,6 +264,7 @@ async fn again(
         headers: vec![(HEADER_DIGEST, placement.request_digest.clone())],
     };
     fleet.broker.publish(outgoing, PATIENCE).await?;
+    failpoint::step(failpoint::dispatcher::REQUEUED);
     fleet.metrics.redispatched.add(1, ());
     Ok(())
 }
@@ -274,14 +284,8 @@ async fn unreadable(
         tracing::warn!(%worker, subject = delivery.subject, "placement dropped: {error}");
         return Ok(());
     };
-    let letter = DeadLetter {
-        id: format!("run/{}", delivery.stream_sequence),
-        code: error.code,
-        reason: format!("placement of dead worker {worker}: {error}"),
-        format: delivery.format().unwrap_or_default(),
-        payload: delivery.payload.clone(),
-        trace: delivery.trace(),
-    };
+    let reason = format!("placement of dead worker {worker}: {error}");
+    let letter = DeadLetter::of("run", delivery, None, error.code, reason);
     fleet.dead_letter((&tenant, &pool), letter).await
 }
 

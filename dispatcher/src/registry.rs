@@ -1,5 +1,5 @@
-//! Workers and pools: who keeps how many warm, told when it changes; the incarnation, renewed
-//! when Redis has lost it.
+//! Workers and pools: who keeps how many warm, told when it changes, by whoever leads the fleet;
+//! the incarnation, renewed when Redis has lost it.
 
 use std::sync::Arc;
 
@@ -22,9 +22,14 @@ pub(crate) async fn run(fleet: Arc<Fleet>) {
             _ = tick.tick() => {}
         }
         match fleet.bootstrap().await {
-            Ok(()) => {
+            Ok(()) if fleet.leadership.leads_fleet() => {
                 let looked = look(&fleet, &mut told).await;
                 fleet.note_servers(looked.as_ref().copied());
+            }
+            Ok(()) => {
+                // Whoever leads the fleet may tell them otherwise by now.
+                told = Told::default();
+                fleet.note_servers(Ok(()));
             }
             Err(DispatcherError::Lease(error) | DispatcherError::Pools(error)) => {
                 fleet.note_servers(Err(&error));

@@ -98,6 +98,8 @@ async fn bury(
         id: format!("req/{}", message.sequence),
         code: error.code,
         reason: error.to_string(),
+        subject: message.subject.to_string(),
+        task: None,
         format,
         payload: message.payload,
         trace: TraceHeaders::default(),

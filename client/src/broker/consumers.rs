@@ -3,6 +3,7 @@
 use async_nats::jetstream::consumer::{AckPolicy, Config};
 use async_nats::jetstream::{consumer, response::Response};
 use broker_schema::stream::ConsumerDef;
+use futures::TryStreamExt as _;
 use serde::Serialize;
 
 use super::error::Cause;
@@ -10,6 +11,37 @@ use super::{Broker, BrokerError};
 
 const CONSUMER_NOT_FOUND: u64 = 10014;
 const STREAM_NOT_FOUND: u64 = 10059;
+/// A work queue has one consumer for each message: another one has these.
+const NOT_UNIQUE: [u64; 2] = [10099, 10100];
+
+/// What the server says of one consumer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerState {
+    pub durable: String,
+    /// Empty for every subject of the stream.
+    pub filter: String,
+    /// Nanoseconds since 1970: tells one from a later one of the same name.
+    pub created: i128,
+    /// Stream sequence of the last message that was delivered.
+    pub delivered: u64,
+    /// Delivered and not acknowledged, and still to be delivered again.
+    pub ack_pending: u64,
+    /// Yet to be delivered.
+    pub pending: u64,
+}
+
+impl From<consumer::Info> for ConsumerState {
+    fn from(info: consumer::Info) -> Self {
+        Self {
+            durable: info.name,
+            filter: info.config.filter_subject,
+            created: info.created.unix_timestamp_nanos(),
+            delivered: info.delivered.stream_sequence,
+            ack_pending: info.num_ack_pending as u64,
+            pending: info.num_pending,
+        }
+    }
+}
 
 #[derive(Serialize)]
 struct Create<'a> {
@@ -30,10 +62,10 @@ impl Broker {
             source,
         };
         let wanted = config(def);
-        let subject = format!(
-            "CONSUMER.CREATE.{}.{}.{}",
-            def.stream, def.durable, def.filter
-        );
+        let mut subject = format!("CONSUMER.CREATE.{}.{}", def.stream, def.durable);
+        if !def.filter.is_empty() {
+            subject = format!("{subject}.{}", def.filter);
+        }
         let request = Create {
             stream_name: &def.stream,
             config: &wanted,
@@ -51,6 +83,50 @@ impl Broker {
                     stream: def.stream.clone(),
                 })
             }
+            Response::Err { error } if NOT_UNIQUE.contains(&error.error_code().0) => {
+                Err(BrokerError::ConsumerTaken {
+                    stream: def.stream.clone(),
+                    consumer: def.durable.clone(),
+                    filter: def.filter.clone(),
+                })
+            }
+            Response::Err { error } => Err(failed(error.into())),
+        }
+    }
+
+    /// All consumers of a stream.
+    pub async fn consumers(&self, stream: &str) -> Result<Vec<ConsumerState>, BrokerError> {
+        let failed = |source: Cause| BrokerError::Stream {
+            operation: "list the consumers of",
+            stream: stream.to_owned(),
+            source,
+        };
+        self.jetstream()
+            .get_stream_no_info(stream)
+            .await
+            .map_err(|error| failed(error.into()))?
+            .consumers()
+            .map_ok(ConsumerState::from)
+            .try_collect()
+            .await
+            .map_err(|error| failed(error.into()))
+    }
+
+    /// How many messages a consumer has not delivered, or not been told to be done with.
+    pub async fn consumer_unread(&self, stream: &str, durable: &str) -> Result<u64, BrokerError> {
+        let failed = |source: Cause| BrokerError::Consumer {
+            operation: "look up",
+            stream: stream.to_owned(),
+            consumer: durable.to_owned(),
+            source,
+        };
+        let response: Response<consumer::Info> = self
+            .jetstream()
+            .request(format!("CONSUMER.INFO.{stream}.{durable}"), &())
+            .await
+            .map_err(|error| failed(error.into()))?;
+        match response {
+            Response::Ok(info) => Ok(info.num_pending + info.num_ack_pending as u64),
             Response::Err { error } => Err(failed(error.into())),
         }
     }
@@ -93,9 +169,8 @@ fn config(def: &ConsumerDef) -> Config {
         max_ack_pending: def.max_ack_pending,
         max_waiting: def.max_waiting,
         inactive_threshold: def.inactive_threshold,
-        // Attempts are counted at the claim; the server must never give up on
-        // a message by itself.
-        max_deliver: -1,
+        // Attempts are counted at the claim; this is for what nobody ever settles.
+        max_deliver: def.max_deliver,
         ..Config::default()
     }
 }

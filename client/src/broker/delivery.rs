@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message, Request, Subject};
+use async_nats::{HeaderMap, Message, Request, RequestErrorKind, Subject};
 use broker_schema::codec::Format;
 use broker_schema::{ErrorInfo, HEADER_CONTENT_TYPE, HEADER_TRACEPARENT, HEADER_TRACESTATE};
 use bytes::Bytes;
@@ -11,7 +11,12 @@ use tokio::time::Instant;
 
 use super::connect::REQUEST_TIMEOUT;
 use super::error::Cause;
+use super::publish::Pauses;
 use super::{Broker, BrokerError};
+
+/// How long to wait for a consumer that nobody answers for: it is gone, or its
+/// server is just coming up.
+const ABSENT: Duration = Duration::from_secs(1);
 
 /// A delivered message. The server delivers it again when nothing is said to
 /// it within the consumer's `ack_wait`.
@@ -67,6 +72,7 @@ impl Delivery {
     /// delivers it again: an error here means just that.
     pub async fn ack(&self) -> Result<(), BrokerError> {
         let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let mut absent = Pauses::new(Instant::now() + ABSENT);
         let mut link = self.broker.link();
         loop {
             let generation = link.borrow_and_update().generation;
@@ -74,17 +80,23 @@ impl Delivery {
                 .payload(Bytes::from_static(b"+ACK"))
                 .timeout(Some(deadline.saturating_duration_since(Instant::now())));
             let asked = self.broker.nats().send_request(self.reply.clone(), request);
-            let failure: Cause = tokio::select! {
+            let (failure, nobody): (Cause, bool) = tokio::select! {
                 biased;
                 answered = asked => match answered {
                     Ok(_) => return Ok(()),
-                    Err(error) => error.into(),
+                    Err(error) => {
+                        let nobody = error.kind() == RequestErrorKind::NoResponders;
+                        (error.into(), nobody)
+                    }
                 },
                 // The answer went with the connection; an ack may be repeated.
                 _ = link.wait_for(|now| now.generation != generation || now.closed) => {
-                    "the connection was lost".into()
+                    ("the connection was lost".into(), false)
                 }
             };
+            if nobody && !Box::pin(absent.pause()).await {
+                return Err(self.failed(failure));
+            }
             let closed = link.borrow().closed;
             if closed || Instant::now() >= deadline {
                 return Err(self.failed(failure));

@@ -62,6 +62,16 @@ pub enum BrokerError {
         expected: String,
         found: String,
     },
+    #[error(
+        "consumer {consumer} cannot be made: another one of stream {stream} has messages of {filter}"
+    )]
+    ConsumerTaken {
+        stream: String,
+        consumer: String,
+        filter: String,
+    },
+    #[error("consumer {consumer} of stream {stream} is gone")]
+    ConsumerGone { stream: String, consumer: String },
     #[error("stream {stream} does not exist")]
     StreamMissing { stream: String },
     #[error("cannot {operation} stream {stream}")]
@@ -119,6 +129,22 @@ pub enum BrokerError {
         #[source]
         source: Cause,
     },
+    #[error(
+        "stream {stream} has nothing before {first} any more, {wanted} was to be read: results are kept for as long as the fleet is told to; go on from {first}"
+    )]
+    Removed {
+        stream: String,
+        wanted: u64,
+        first: u64,
+    },
+    #[error(
+        "stream {stream} ends at {last}, {wanted} was to be read: it was lost or made anew since; read from the beginning"
+    )]
+    StreamReset {
+        stream: String,
+        wanted: u64,
+        last: u64,
+    },
     #[error("what is stored under {subject} cannot be read: {info}")]
     Unreadable { subject: String, info: ErrorInfo },
     #[error("cannot acknowledge the message {sequence} of {subject}")]
@@ -158,7 +184,10 @@ impl BrokerError {
             Self::TooOld { .. } => ErrorCode::NatsTooOld,
             Self::StreamMismatch { .. }
             | Self::ConsumerMismatch { .. }
+            | Self::ConsumerTaken { .. }
+            | Self::ConsumerGone { .. }
             | Self::StreamMissing { .. } => ErrorCode::StreamMismatch,
+            Self::Removed { .. } | Self::StreamReset { .. } => ErrorCode::ResultsRemoved,
             Self::TooLarge { .. } => ErrorCode::RequestTooLarge,
             Self::Full { .. } => ErrorCode::ResultsFull,
             Self::Refused { .. }
@@ -175,6 +204,8 @@ impl BrokerError {
             Self::Connect { .. }
                 | Self::Stream { .. }
                 | Self::Consumer { .. }
+                | Self::ConsumerTaken { .. }
+                | Self::ConsumerGone { .. }
                 | Self::Publish { .. }
                 | Self::Unreachable { .. }
                 | Self::Read { .. }

@@ -2,17 +2,26 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use broker_schema::codec::{self, Format};
 use broker_schema::digest::sha256_hex;
-use broker_schema::{RunId, TaskId, TenantId, Terminal};
+use broker_schema::{ErrorInfo, RunId, TaskId, TenantId, Terminal};
 use bytes::Bytes;
 use remuda_telemetry::TraceHeaders;
+use remuda_telemetry::history::{self, Event};
 use tokio::time::Instant;
 
 use super::error::Cause;
 use super::publish::{Fate, Pauses, Ready};
 use super::{Broker, BrokerError, Outgoing, format_of};
+
+/// By which histories name a terminal: the same whatever format it travels in.
+pub fn recorded_digest(terminal: &Terminal) -> String {
+    codec::encode(terminal, Format::MessagePack)
+        .map(|bytes| sha256_hex(&bytes))
+        .unwrap_or_default()
+}
 
 /// Who was first at the gate.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +44,29 @@ impl Broker {
     /// Puts a terminal through the gate. Safe to repeat: the same terminal
     /// wins again where it has won before.
     pub async fn put_terminal(
+        &self,
+        terminal: &Terminal,
+        format: Format,
+        trace: &TraceHeaders,
+        patience: Duration,
+    ) -> Result<Gate, BrokerError> {
+        let gate = self.pass(terminal, format, trace, patience).await;
+        history::record(|| Event::TerminalPut {
+            tenant: terminal.tenant.to_string(),
+            task: terminal.task.to_string(),
+            attempt: terminal.attempt,
+            outcome: terminal.outcome.to_string(),
+            digest: recorded_digest(terminal),
+            gate: match &gate {
+                Ok(Gate::Won) => history::Gate::Won,
+                Ok(Gate::Lost(_)) => history::Gate::Lost,
+                Err(_) => history::Gate::Unknown,
+            },
+        });
+        gate
+    }
+
+    async fn pass(
         &self,
         terminal: &Terminal,
         format: Format,
@@ -111,11 +143,40 @@ impl Broker {
         run: &RunId,
         task: TaskId,
     ) -> Result<Option<StoredTerminal>, BrokerError> {
-        let stream = &self.streams().terminals;
         let subject = self.subjects().terminal(tenant, run, task);
+        let Some(message) = self.first_at_gate(&subject).await? else {
+            return Ok(None);
+        };
+        let terminal =
+            read_terminal(&message).map_err(|info| BrokerError::Unreadable { subject, info })?;
+        Ok(Some(StoredTerminal {
+            sequence: message.sequence,
+            terminal,
+            payload: message.payload,
+        }))
+    }
+
+    /// What stands in TERM for a task and is no terminal: nobody can read it, and nothing else
+    /// can be stored there. Its sequence, its bytes, and what is wrong with them.
+    pub async fn unreadable_terminal(
+        &self,
+        tenant: &TenantId,
+        run: &RunId,
+        task: TaskId,
+    ) -> Result<Option<(u64, Bytes, ErrorInfo)>, BrokerError> {
+        let subject = self.subjects().terminal(tenant, run, task);
+        let Some(message) = self.first_at_gate(&subject).await? else {
+            return Ok(None);
+        };
+        let info = read_terminal(&message).err();
+        Ok(info.map(|info| (message.sequence, message.payload, info)))
+    }
+
+    async fn first_at_gate(&self, subject: &str) -> Result<Option<StreamMessage>, BrokerError> {
+        let stream = &self.streams().terminals;
         let failed = |source: Cause| BrokerError::Read {
             stream: stream.clone(),
-            subject: subject.clone(),
+            subject: subject.to_owned(),
             source,
         };
         let got = self
@@ -123,24 +184,13 @@ impl Broker {
             .get_stream_no_info(stream)
             .await
             .map_err(|error| failed(error.into()))?
-            .direct_get_last_for_subject(subject.as_str())
+            .direct_get_last_for_subject(subject)
             .await;
-        let message = match got {
-            Ok(message) => message,
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error.into())),
-        };
-        let terminal = format_of(Some(&message.headers))
-            .and_then(|format| codec::decode(&message.payload, format))
-            .map_err(|info| BrokerError::Unreadable {
-                subject: subject.clone(),
-                info,
-            })?;
-        Ok(Some(StoredTerminal {
-            sequence: message.sequence,
-            terminal,
-            payload: message.payload,
-        }))
+        match got {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(error.into())),
+        }
     }
 
     /// A number that was never given out before, however often Redis forgets:
@@ -159,4 +209,8 @@ impl Broker {
             sequence: ack.sequence,
         })
     }
+}
+
+fn read_terminal(message: &StreamMessage) -> Result<Terminal, ErrorInfo> {
+    format_of(Some(&message.headers)).and_then(|format| codec::decode(&message.payload, format))
 }

@@ -40,6 +40,8 @@ pub struct Puller {
     heard: Instant,
     not_before: Instant,
     pause: Duration,
+    /// Whether the consumer is made again where it is gone.
+    mend: bool,
     /// Kept across calls: a caller that gives up on `next` must not undo it.
     repair: Option<BoxFuture<'static, Result<(), BrokerError>>>,
 }
@@ -82,12 +84,21 @@ impl Broker {
             heard: now,
             not_before: now,
             pause: FIRST_PAUSE,
+            mend: true,
             repair: None,
         })
     }
 }
 
 impl Puller {
+    /// Tells of a consumer that is gone instead of making it again: somebody
+    /// may have removed it to say that it is not the caller's any more.
+    #[must_use]
+    pub fn without_mending(mut self) -> Self {
+        self.mend = false;
+        self
+    }
+
     /// How many messages the caller can take now, all told. Each one that
     /// `next` returns takes one off.
     pub fn want(&mut self, n: usize) {
@@ -236,6 +247,12 @@ impl Puller {
             Verdict::Repair => {
                 self.ledger.forget();
                 self.hold_back();
+                if !self.mend {
+                    return Err(BrokerError::ConsumerGone {
+                        stream: self.def.stream.clone(),
+                        consumer: self.def.durable.clone(),
+                    });
+                }
                 self.start_repair();
             }
             Verdict::Hopeless => {

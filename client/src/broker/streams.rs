@@ -8,6 +8,7 @@ use async_nats::jetstream::stream::{
 use async_nats::jetstream::{self, response::Response, stream};
 use broker_schema::stream::{Discard, Retention, Sizes, StreamDef, streams};
 use futures::TryStreamExt as _;
+use remuda_telemetry::failpoint;
 
 use super::error::Cause;
 use super::{Broker, BrokerError};
@@ -142,6 +143,16 @@ impl Failure {
 }
 
 fn config(def: &StreamDef) -> Config {
+    let mut config = as_defined(def);
+    if def.discard == Discard::NewPerSubject && failpoint::is_on(failpoint::dispatcher::NO_GATE) {
+        // As if the stream had been made without thinking of the gate.
+        config.discard_new_per_subject = false;
+        config.max_messages_per_subject = -1;
+    }
+    config
+}
+
+fn as_defined(def: &StreamDef) -> Config {
     Config {
         name: def.name.clone(),
         subjects: def.subjects.clone(),

@@ -1,6 +1,7 @@
 //! A nats-server and a Redis of the test's own, a dispatcher between them, and a worker that
 //! only says what a worker says.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+#![allow(dead_code, reason = "every test file uses another part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -268,6 +269,14 @@ impl FakeWorker {
             .await
             .unwrap();
         ids
+    }
+
+    /// What comes within a moment.
+    pub(crate) async fn asks_for_more(&mut self) -> Option<Delivery> {
+        self.puller.want(1);
+        let moment = Duration::from_millis(50);
+        let came = tokio::time::timeout(moment, self.puller.next()).await;
+        came.ok().map(Result::unwrap)
     }
 
     pub(crate) async fn placement(&mut self, fleet: &Fleet) -> (Placement, Delivery) {
