@@ -101,7 +101,7 @@ async fn a_host_out_of_memory_is_not_the_policys() {
     assert!(ended.kept, "its sandbox is as good as before");
     // Its own limit still counts.
     let own = task(&[&["fake:oom"]]);
-    fleet.warm(1).await;
+    fleet.warm(2).await;
     fleet.submit(&own).await;
     let ended = fleet.terminal(&own).await;
     judged(&ended, Outcome::OomKilled, Attribution::Policy, "grew by 1");

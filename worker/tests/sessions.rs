@@ -77,7 +77,7 @@ async fn a_busy_session_ends_with_its_life() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_task_is_answered_from_memory() {
-    let fleet = Fleet::start(1).await;
+    let mut fleet = Fleet::start(1).await;
     let session = fleet.open(SessionOptions::default()).await;
     let first = task(&[&["fake:print", "once"]]);
     let first = fleet.in_session(&session, first).await;
@@ -101,6 +101,8 @@ async fn a_repeated_task_is_answered_from_memory() {
     let stream = fleet.broker.jetstream().get_stream(&name).await.unwrap();
     stream.purge().await.unwrap();
     assert!(fleet.stored(&first).await.is_none());
+    // With it the server's memory of message ids, as where its storage is lost.
+    fleet.nats.restart().await.unwrap();
     fleet.publish(&placement, "after a loss").await;
     assert_eq!(fleet.terminal(&first).await, terminal);
     fleet.settled().await;
@@ -178,7 +180,7 @@ async fn a_session_that_outlasts_the_drain_is_told_so() {
     fleet.frames(&running, 1).await;
     fleet.shutdown.cancel();
     assert!(fleet.tasks.wait(LONG).await, "the worker has left");
-    for (task, evidence) in [(&running, "stopped"), (&queued, "left the fleet")] {
+    for (task, evidence) in [(&running, "stopped"), (&queued, "its worker was stopped")] {
         let ended = fleet.stored(task).await.unwrap();
         let end = (ended.outcome, ended.attribution);
         assert_eq!(end, (Outcome::SandboxLost, Attribution::Infrastructure));
