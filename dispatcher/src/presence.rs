@@ -24,7 +24,9 @@ const AT_ONCE: usize = 32;
 pub(crate) async fn declare_dead(fleet: &Fleet) -> Result<(), LeaseError> {
     let silence = silence(fleet.lease.ttl());
     let workers = fleet.lease.workers().await?;
-    let silent = workers.into_iter().filter(|worker| is_silent(worker, silence));
+    let silent = workers
+        .into_iter()
+        .filter(|worker| is_silent(worker, silence));
     let gone: Vec<WorkerId> = stream::iter(silent)
         .map(async |worker| {
             let worker = worker.record.worker;
