@@ -4,6 +4,7 @@ mod batch;
 mod bench;
 mod cancel;
 mod daemon;
+mod dlq;
 mod doctor;
 mod pool;
 mod ps;
@@ -35,6 +36,9 @@ pub(crate) enum Command {
     /// Shows pools
     #[command(subcommand)]
     Pool(pool::Command),
+    /// Shows what nobody could act on, and sends it on its way again
+    #[command(subcommand, after_help = dlq::EXAMPLES)]
+    Dlq(dlq::Command),
     /// Checks this machine and the running fleet, and says how to mend them
     Doctor(doctor::Args),
     #[command(hide = true)]
@@ -85,6 +89,7 @@ async fn front(command: Command, globals: &Globals) -> Result<u8, Failure> {
         Command::Session(command) => Box::pin(session::run(command, globals)).await,
         Command::Ps(args) => ps::run(&args, globals).await,
         Command::Pool(command) => pool::run(&command, globals).await,
+        Command::Dlq(command) => Box::pin(dlq::run(command, globals)).await,
         Command::Doctor(args) => doctor::run(args, globals).await,
         Command::Bench(args) => Box::pin(bench::run(args, globals)).await,
         Command::Dispatcher(_) | Command::Worker(_) | Command::Supervise(_) => {

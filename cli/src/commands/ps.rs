@@ -305,7 +305,15 @@ mod tests {
             at: Timestamp(1_000_000),
         };
         let credits = || BTreeMap::from([(name.clone(), credit.clone())]);
-        let at = |secs| count(specs(), &warm, &[], credits(), Timestamp(secs * 1_000_000_u64));
+        let at = |secs| {
+            count(
+                specs(),
+                &warm,
+                &[],
+                credits(),
+                Timestamp(secs * 1_000_000_u64),
+            )
+        };
         assert_eq!(at(2)[0].credit, Some(credit.clone()));
         assert!(pool_table(&at(2)).to_string().ends_with("7  1.5 s"));
         assert_eq!(at(60)[0].credit, None, "it is old");
