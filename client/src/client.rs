@@ -6,6 +6,7 @@ use std::time::Duration;
 use broker_schema::stream::MAX_REQUEST_BYTES;
 use broker_schema::{PoolId, RequestLimits, RunId, Step, TaskRequest, TenantId};
 use remuda_telemetry::TaskGroup;
+use remuda_telemetry::history::History;
 
 use crate::broker::{Broker, BrokerOptions};
 use crate::error::ClientError;
@@ -26,6 +27,8 @@ pub struct ClientOptions {
     pub patience: Duration,
     /// What a request must be; the fleet may be stricter.
     pub limits: RequestLimits,
+    /// For tests: where is written down what this client does.
+    pub history: History,
 }
 
 impl ClientOptions {
@@ -37,6 +40,7 @@ impl ClientOptions {
             run,
             patience: Duration::from_secs(30),
             limits: RequestLimits::default(),
+            history: History::process(),
         }
     }
 }
@@ -55,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) tenant: TenantId,
     pub(crate) patience: Duration,
     pub(crate) limits: RequestLimits,
+    pub(crate) history: History,
     pub(crate) listeners: Listeners,
     pub(crate) outbox: Outbox,
     tasks: TaskGroup,
@@ -84,6 +89,7 @@ impl Client {
                 tenant: options.tenant,
                 patience: options.patience,
                 limits: options.limits,
+                history: options.history,
                 outbox: Outbox::default(),
                 tasks,
             }),

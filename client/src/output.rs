@@ -15,7 +15,9 @@ use tokio::time::Instant;
 use crate::broker::{Broker, BrokerError, format_of, header};
 use crate::client::Client;
 use crate::error::ClientError;
-use crate::follow::{Until, frames};
+use crate::follow::frames;
+use crate::handed::Handed;
+use crate::reader::Until;
 use crate::reassemble::{OutputEvent, Reassembler};
 
 /// How long a missing frame may be on its way before it is read from storage.
@@ -39,6 +41,7 @@ pub struct OutputStream {
     /// The stream's sequence of the last frame that was in order.
     in_order: u64,
     refill_at: Option<Instant>,
+    handed: Handed,
 }
 
 enum Phase {
@@ -83,6 +86,7 @@ impl Client {
                     source: error.into(),
                 },
             })?;
+        let handed = Handed::new(self.shared.history.clone(), request.tenant.clone(), task);
         let mut submitted = self.submit(request).await?;
         Ok(OutputStream {
             broker,
@@ -96,6 +100,7 @@ impl Client {
             stored: None,
             in_order: 0,
             refill_at: None,
+            handed,
         })
     }
 }
@@ -110,6 +115,7 @@ impl OutputStream {
     pub async fn next(&mut self) -> Option<Result<OutputEvent, ClientError>> {
         loop {
             if let Some(event) = self.events.pop_front() {
+                self.handed.note(&event);
                 return Some(Ok(event));
             }
             let step = if self.stored.is_some() {
@@ -125,6 +131,7 @@ impl OutputStream {
                 self.phase = Phase::Over;
                 self.stored = None;
                 self.events.clear();
+                self.handed.failed(&error);
                 return Some(Err(error));
             }
         }

@@ -3,8 +3,9 @@
 use broker_schema::codec::{self, Format};
 use broker_schema::digest::sha256_hex;
 use broker_schema::event::LaneHint;
-use broker_schema::{ErrorCode, ErrorInfo, Invalid, TaskId, TaskRequest, Terminal};
+use broker_schema::{ErrorCode, ErrorInfo, Invalid, RunId, TaskId, TaskRequest, Terminal};
 use bytes::Bytes;
+use remuda_telemetry::history::Event;
 use remuda_telemetry::{Chain, TraceHeaders, propagate};
 use tracing::Instrument as _;
 
@@ -70,7 +71,9 @@ impl Client {
         if self.shared.outbox.first_in_lane(&request.pool) {
             self.announce_lane(&request).await;
         }
+        self.note_submitted(&request.run, task, tracked.digest());
         let ack = tracked.publish(self.shared.patience).await?;
+        self.note_accepted(task, ack);
         if ack.duplicate {
             tracked.look_now();
         }
@@ -125,6 +128,26 @@ impl Client {
             });
         }
         Ok(payload.into())
+    }
+
+    /// A request is about to be published.
+    pub(crate) fn note_submitted(&self, run: &RunId, task: TaskId, digest: &str) {
+        self.shared.history.record(|| Event::Submitted {
+            tenant: self.shared.tenant.to_string(),
+            run: run.to_string(),
+            task: task.to_string(),
+            request_digest: digest.to_owned(),
+        });
+    }
+
+    /// Its PubAck came.
+    pub(crate) fn note_accepted(&self, task: TaskId, ack: PubAck) {
+        self.shared.history.record(|| Event::Accepted {
+            tenant: self.shared.tenant.to_string(),
+            task: task.to_string(),
+            sequence: ack.sequence,
+            duplicate: ack.duplicate,
+        });
     }
 
     /// A hint: without it the dispatcher finds the lane a moment later.

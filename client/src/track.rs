@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use broker_schema::{RunId, TaskId, TenantId, Terminal};
+use remuda_telemetry::history::{Event, History};
 use remuda_telemetry::{Chain, TraceHeaders};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::broker::{Broker, BrokerError, LinkState, Outgoing, PubAck};
+use crate::broker::{Broker, BrokerError, LinkState, Outgoing, PubAck, recorded_digest};
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::listen::Ticket;
@@ -29,6 +30,7 @@ pub(crate) struct Tracked {
     task: TaskId,
     run: RunId,
     digest: String,
+    history: History,
     ticket: Ticket,
     look_at: Instant,
     pause: Duration,
@@ -60,6 +62,7 @@ impl Tracked {
             task,
             run,
             digest,
+            history: shared.history.clone(),
             ticket,
             look_at: Instant::now() + FIRST_LOOK,
             pause: FIRST_LOOK,
@@ -147,7 +150,8 @@ impl Tracked {
             .await;
         match looked {
             Ok(Some(terminal)) => return Ok(Some(terminal)),
-            Ok(None) => {
+            // What is no terminal there is taken away by the fleet when it meets the task.
+            Ok(None) | Err(BrokerError::Unreadable { .. }) => {
                 if let Err(error) = self
                     .broker
                     .publish(self.outgoing.clone(), REPEAT_PATIENCE)
@@ -172,6 +176,13 @@ impl Tracked {
     }
 
     fn judge(&self, terminal: Terminal) -> Result<Terminal, ClientError> {
+        self.history.record(|| Event::TerminalRead {
+            tenant: self.tenant.to_string(),
+            task: terminal.task.to_string(),
+            attempt: terminal.attempt,
+            outcome: terminal.outcome.to_string(),
+            digest: recorded_digest(&terminal),
+        });
         if terminal.request_digest.is_empty() || terminal.request_digest == self.digest {
             Ok(terminal)
         } else {

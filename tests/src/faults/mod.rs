@@ -16,7 +16,7 @@ mod options;
 mod plan;
 mod points;
 mod pressure;
-pub mod random;
+mod random;
 mod report;
 mod run;
 mod sandboxes;
