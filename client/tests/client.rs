@@ -27,6 +27,7 @@ fn lane(broker: &Broker) -> ConsumerDef {
         broker.subjects(),
         &"acme".parse().unwrap(),
         &"py".parse().unwrap(),
+        broker_schema::Term(1),
         256,
     )
 }
