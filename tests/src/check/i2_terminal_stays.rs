@@ -17,21 +17,21 @@ pub(super) fn check(history: &History, ends: &Ends, promises: &Promises) -> Vec<
     // By tenant, task, and stretch between losses of the storage.
     let mut tasks: BTreeMap<(&str, &str, usize), Vec<Seen<'_>>> = BTreeMap::new();
     for line in history.iter() {
-        let (tenant, task, digest) = match &line.event {
-            Event::TerminalPut {
-                tenant,
-                task,
-                digest,
-                gate: Gate::Won,
-                ..
-            }
-            | Event::TerminalRead {
-                tenant,
-                task,
-                digest,
-                ..
-            } => (tenant, task, digest),
-            _ => continue,
+        let (Event::TerminalPut {
+            tenant,
+            task,
+            digest,
+            gate: Gate::Won,
+            ..
+        }
+        | Event::TerminalRead {
+            tenant,
+            task,
+            digest,
+            ..
+        }) = &line.event
+        else {
+            continue;
         };
         let seen = tasks
             .entry((tenant, task, promises.stretch(line.at)))

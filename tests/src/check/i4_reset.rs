@@ -59,11 +59,11 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
                 accepted: true,
                 call,
                 ..
-            } if *call != Call::Reset => {
+            } if *call != Call::Reset
                 // The first use is what a violation should show.
-                if !matches!(sandboxes.get(sandbox.as_str()), Some(State::Used(_))) {
-                    sandboxes.insert(sandbox, State::Used(line));
-                }
+                && !matches!(sandboxes.get(sandbox.as_str()), Some(State::Used(_))) =>
+            {
+                sandboxes.insert(sandbox, State::Used(line));
             }
             Event::Offered { sandbox } => {
                 found.extend(unfit(sandbox, sandboxes.get(sandbox.as_str()), line));

@@ -66,9 +66,11 @@ fn told(terminal: &StoredTerminal) -> BTreeMap<(u32, &'static str), Account<'_>>
 /// A command, named by its sandbox, its process and when it began.
 type Command<'a> = (&'a str, i32, u64);
 
+type Began<'a> = (Command<'a>, &'a Line);
+
 struct Commands<'a> {
     /// By task, attempt and step.
-    began: BTreeMap<(&'a str, u32, u32), Vec<(Command<'a>, &'a Line)>>,
+    began: BTreeMap<(&'a str, u32, u32), Vec<Began<'a>>>,
     ended: BTreeMap<Command<'a>, &'a Line>,
     wrote: BTreeMap<Command<'a>, &'a Line>,
 }
