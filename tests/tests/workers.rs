@@ -57,7 +57,7 @@ async fn holder<'a>(cluster: &Cluster, members: &'a [Member], leases: usize) -> 
                 leased.sum::<u32>() as usize >= leases
             })
         });
-        found.ok_or("nobody has them")
+        found.ok_or_else(|| "nobody has them".to_owned())
     })
     .await
     .unwrap()

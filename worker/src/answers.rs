@@ -71,6 +71,7 @@ mod tests {
             tenant: "t".parse().unwrap(),
             task: TaskId::new(),
             attempt: 0,
+            epoch: broker_schema::Epoch::new(1, 1),
         }
     }
 

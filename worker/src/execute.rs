@@ -54,7 +54,8 @@ impl Past {
         let hits = sandbox.limit_hits();
         let new = OomKills {
             count: count.saturating_sub(self.oom_kills),
-            at_limit: hits.is_none_or(|hits| hits > self.limit_hits),
+            at_limit: hits.is_none_or(|hits| hits > self.limit_hits)
+                || sandbox.memory_was_full() != Some(false),
         };
         self.oom_kills = count;
         self.limit_hits = hits.unwrap_or_default();

@@ -311,7 +311,9 @@ pub(crate) async fn release_finished(
     finished: (&TenantId, TaskId),
     ballot: Option<Ballot>,
 ) {
-    let finished = ballot.as_ref().map_or(finished.into(), Ballot::finished);
+    let finished = ballot
+        .as_ref()
+        .map_or_else(|| finished.into(), Ballot::finished);
     let releasing = shared
         .leases
         .finish(&shared.worker, sandbox, epoch, Some(&finished), false);

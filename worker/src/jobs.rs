@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use broker_schema::{
-    CancelCause, CancelNotice, GroupId, Notices, Placement, RunId, TaskId, TenantId,
+    CancelCause, CancelNotice, Epoch, GroupId, Notices, Placement, RunId, TaskId, TenantId,
 };
 
 use crate::cancellation::Cancellation;
@@ -18,6 +18,9 @@ pub(crate) struct JobKey {
     pub(crate) tenant: TenantId,
     pub(crate) task: TaskId,
     pub(crate) attempt: u32,
+    /// Of its lease. A Redis that was flushed counts attempts from the beginning: the second
+    /// attempt 1 is not the first one come again.
+    pub(crate) epoch: Epoch,
 }
 
 impl JobKey {
@@ -30,6 +33,7 @@ impl JobKey {
                 Some(_) => 0,
                 None => placement.attempt,
             },
+            epoch: placement.sandbox.epoch,
         }
     }
 }
@@ -161,6 +165,7 @@ mod tests {
             tenant: "t".parse().unwrap(),
             task: TaskId::new(),
             attempt,
+            epoch: Epoch::new(1, attempt),
         }
     }
 
@@ -219,12 +224,24 @@ mod tests {
             table.admit(&key, 7, family(), Instant::now()),
             Admission::Repeat
         ));
-        let next = JobKey { attempt: 2, ..key };
+        let next = JobKey {
+            attempt: 2,
+            ..key.clone()
+        };
         assert!(matches!(
             table.admit(&next, 9, family(), Instant::now()),
             Admission::Run(_)
         ));
         assert_eq!(table.running(), 1);
+        // Counted again by a Redis that had forgotten it: another placement.
+        let recounted = JobKey {
+            epoch: Epoch::new(2, 1),
+            ..key
+        };
+        assert!(matches!(
+            table.admit(&recounted, 10, family(), Instant::now()),
+            Admission::Run(_)
+        ));
     }
 
     #[test]

@@ -247,6 +247,15 @@ impl Sandbox {
         }
     }
 
+    /// Whether its memory was used up at some time since the peak was reset; none where nobody
+    /// knows.
+    pub fn memory_was_full(&self) -> Option<bool> {
+        match &self.inner {
+            Inner::Local { sandbox, .. } => sandbox.memory_was_full().ok(),
+            Inner::Fake(_) => Some(false),
+        }
+    }
+
     /// Most bytes of memory that everything in here held; none where nobody counts.
     pub fn memory_peak(&self) -> Option<u64> {
         match &self.inner {

@@ -165,20 +165,23 @@ pub(crate) struct Memory {
     /// Version 1 counts the times that the limit was met apart: of memory, and of memory and
     /// swap together. Version 2 has the count among the events.
     hits: Vec<File>,
+    limit: u64,
     /// Absent on version 2 before Linux 5.19.
     peak: Option<File>,
 }
 
 impl Memory {
     fn open(path: &Path, version: Version) -> io::Result<Self> {
-        let (events, peak, hits) = match version {
+        let (events, peak, limit, hits) = match version {
             Version::V1 => (
                 "memory.oom_control",
                 "memory.max_usage_in_bytes",
+                "memory.limit_in_bytes",
                 &["memory.failcnt", "memory.memsw.failcnt"][..],
             ),
-            Version::V2 => ("memory.events", "memory.peak", &[][..]),
+            Version::V2 => ("memory.events", "memory.peak", "memory.max", &[][..]),
         };
+        let limit = fs::read_to_string(path.join(limit))?;
         let hits = hits
             .iter()
             .filter_map(|name| File::open(path.join(name)).ok());
@@ -187,6 +190,7 @@ impl Memory {
         Ok(Self {
             events: File::open(path.join(events))?,
             hits: hits.collect(),
+            limit: limit.trim().parse().unwrap_or(u64::MAX),
             // Read-only before Linux 6.12 on version 2.
             peak: writable.or_else(|_| File::open(&peak)).ok(),
         })
@@ -196,7 +200,14 @@ impl Memory {
         field(&read_again(&self.events)?, "oom_kill")
     }
 
-    /// An OOM kill without one of these was for want of the host's memory.
+    /// Whether the most that was in use since the last reset is about all that may be. Newer
+    /// kernels of version 1 do not count when the limit of memory and swap is met.
+    pub(crate) fn was_full(&self) -> io::Result<bool> {
+        Ok(self.peak()? >= self.limit - self.limit / 8)
+    }
+
+    /// An OOM kill without one of these, in a group that was not full, was for want of the
+    /// host's memory.
     pub(crate) fn limit_hits(&self) -> io::Result<u64> {
         if self.hits.is_empty() {
             return field(&read_again(&self.events)?, "max");
@@ -284,7 +295,10 @@ fn enable(controllers: Vec<Controller>, path: &Path) -> io::Result<()> {
 fn make_locked(path: &Path) -> io::Result<Flock<File>> {
     loop {
         make(path)?;
-        let file = File::open(path)?;
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
         let inode = file.metadata()?.ino();
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| io::Error::from(errno))?;
@@ -342,4 +356,35 @@ fn subfolders(path: &Path) -> Vec<PathBuf> {
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     folders.map(|entry| entry.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_made_and_locked_whoever_cleans_up_meanwhile() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("w");
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    remove_left_overs(parent.path());
+                }
+            });
+            for _ in 0..2000 {
+                let made = make_locked(&path);
+                let there = path.exists();
+                if made.is_err() || !there {
+                    over.store(true, Ordering::Relaxed);
+                }
+                made.unwrap();
+                assert!(there, "it was removed although it is locked");
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
 }

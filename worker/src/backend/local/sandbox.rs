@@ -62,6 +62,12 @@ impl LocalSandbox {
         self.memory()?.limit_hits()
     }
 
+    /// Whether the sandbox's memory was used up at some time since the start or the last reset
+    /// of its peak.
+    pub fn memory_was_full(&self) -> io::Result<bool> {
+        self.memory()?.was_full()
+    }
+
     /// Most bytes of memory in use at once since the start or the last reset.
     pub fn memory_peak(&self) -> io::Result<u64> {
         self.memory()?.peak()
