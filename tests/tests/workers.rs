@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker_schema::{
@@ -172,58 +173,65 @@ impl Tally {
     }
 }
 
+/// At least; more where replacing the fleet takes longer than they do.
 const ONE_SHOTS: usize = 240;
-const SESSIONS: usize = 12;
-const TURNS: usize = 5;
+const SUBMITTERS: usize = 12;
+const SESSIONS: usize = 6;
+
+/// One-shot tasks, one after the other, until the fleet is replaced and there were enough.
+async fn submit_until(client: Client, over: Arc<AtomicBool>) -> Vec<Terminal> {
+    let mut ends = Vec::new();
+    while !over.load(Ordering::Relaxed) || ends.len() < ONE_SHOTS / SUBMITTERS {
+        let n = ends.len();
+        let script = format!("sleep 0.{}; echo {n}", n % 10);
+        let mut request = client.task(&pool(), shell(&script));
+        request.timeout_ms = Some(60_000);
+        let terminal = client.run(request).await.unwrap();
+        assert_eq!(printed(&terminal), format!("{n}\n"), "{terminal:?}");
+        ends.push(terminal);
+    }
+    ends
+}
+
+/// Sessions, one after the other, a few turns each.
+async fn turns_until(client: Client, over: Arc<AtomicBool>) -> Vec<Terminal> {
+    let mut ends = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        let session = session(&client).await;
+        for turn in 1..=6 {
+            let terminal = session
+                .run(shell("echo x >> note; wc -l < note; sleep 0.3"))
+                .await
+                .unwrap();
+            let lost = terminal.outcome == Outcome::SandboxLost;
+            if !lost {
+                // In order, each once, in the same sandbox.
+                assert_eq!(printed(&terminal).trim(), turn.to_string(), "{terminal:?}");
+            }
+            ends.push(terminal);
+            if lost {
+                break;
+            }
+        }
+        if ends.last().is_some_and(|end| end.kept) {
+            session.close().await.unwrap();
+        }
+    }
+    ends
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_that_is_replaced_under_load_loses_nothing() {
-    let cluster = Arc::new(Cluster::start(pools(9, 48)).await.unwrap());
+    let cluster = Cluster::start(pools(9, 48)).await.unwrap();
     let mut members = Vec::new();
     for name in ["old-1", "old-2", "old-3"] {
         members.push(cluster.worker(name, 1).await.unwrap());
     }
     let client = cluster.client("replaced").await.unwrap();
-    let one_shots = (0..ONE_SHOTS).map(|n| {
-        let client = client.clone();
-        async move {
-            let script = format!("sleep 0.{}; echo {n}", n % 10);
-            let mut request = client.task(&pool(), shell(&script));
-            request.timeout_ms = Some(60_000);
-            let terminal = client.run(request).await.unwrap();
-            assert_eq!(printed(&terminal), format!("{n}\n"), "{terminal:?}");
-            terminal
-        }
-    });
+    let over = Arc::new(AtomicBool::new(false));
+    let one_shots = (0..SUBMITTERS).map(|_| submit_until(client.clone(), over.clone()));
     let one_shots = tokio::spawn(join_all(one_shots.collect::<Vec<_>>()));
-    let in_sessions = (0..SESSIONS).map(|_| {
-        let client = client.clone();
-        async move {
-            let mut ends = Vec::new();
-            let session = session(&client).await;
-            let mut here = 0;
-            for _ in 0..TURNS {
-                let terminal = session
-                    .run(shell("echo x >> note; wc -l < note; sleep 0.3"))
-                    .await
-                    .unwrap();
-                let lost = terminal.outcome == Outcome::SandboxLost;
-                if !lost {
-                    // In order, each once, in the same sandbox.
-                    here += 1;
-                    assert_eq!(printed(&terminal).trim(), here.to_string(), "{terminal:?}");
-                }
-                ends.push(terminal);
-                if lost {
-                    break;
-                }
-            }
-            if ends.last().is_some_and(|end| end.kept) {
-                session.close().await.unwrap();
-            }
-            ends
-        }
-    });
+    let in_sessions = (0..SESSIONS).map(|_| turns_until(client.clone(), over.clone()));
     let in_sessions = tokio::spawn(join_all(in_sessions.collect::<Vec<_>>()));
 
     let mut replaced = Vec::new();
@@ -235,10 +243,11 @@ async fn a_fleet_that_is_replaced_under_load_loses_nothing() {
         assert!(left.is_empty(), "{left:?}");
     }
 
+    over.store(true, Ordering::Relaxed);
     let mut tally = Tally::default();
-    for terminal in one_shots.await.unwrap() {
+    for terminal in one_shots.await.unwrap().iter().flatten() {
         assert_eq!(terminal.outcome, Outcome::Succeeded, "{terminal:?}");
-        tally.add(&terminal);
+        tally.add(terminal);
     }
     for terminal in in_sessions.await.unwrap().iter().flatten() {
         match terminal.outcome {
@@ -252,6 +261,8 @@ async fn a_fleet_that_is_replaced_under_load_loses_nothing() {
         tally.add(terminal);
     }
     println!("{tally:?}");
+    let all: usize = tally.ends.values().sum();
+    assert!(all >= 300, "{tally:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
