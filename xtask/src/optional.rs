@@ -8,8 +8,7 @@ use crate::workspace::Workspace;
 use crate::{apt, shell};
 
 /// A Debian package and a file that tells that it is there.
-const PACKAGES: [(&str, &str); 3] = [
-    ("faketime", "/usr/bin/faketime"),
+const PACKAGES: [(&str, &str); 2] = [
     ("iproute2", "/usr/sbin/ip"),
     ("iptables", "/usr/sbin/iptables"),
 ];

@@ -76,6 +76,7 @@ impl Daemon {
             }
             None => Command::new(&self.recipe.program),
         };
+        command.env("RUST_BACKTRACE", "0");
         // What this user has set is not what is tested.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("REMUDA_") {
@@ -135,14 +136,13 @@ impl Daemon {
             bail!("{} does not run", self.recipe.name);
         };
         self.orphans.extend(descendants(process.pid())?);
-        let ended = match process.try_exit()? {
-            Some(status) => Ok(status),
-            None => {
-                process.signal(Signal::SIGTERM)?;
-                // One that was frozen hears it only then.
-                process.signal(Signal::SIGCONT)?;
-                process.wait_exit(patience).await
-            }
+        let ended = if let Some(status) = process.try_exit()? {
+            Ok(status)
+        } else {
+            process.signal(Signal::SIGTERM)?;
+            // One that was frozen hears it only then.
+            process.signal(Signal::SIGCONT)?;
+            process.wait_exit(patience).await
         };
         if ended.is_err() {
             process.signal(Signal::SIGKILL)?;

@@ -78,7 +78,7 @@ fn last_blocks(jetstream: &Path) -> anyhow::Result<Vec<PathBuf>> {
             {
                 let known = newest
                     .entry(folder.clone())
-                    .or_insert((number, path.clone()));
+                    .or_insert_with(|| (number, path.clone()));
                 if known.0 < number {
                     *known = (number, path);
                 }

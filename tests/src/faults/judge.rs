@@ -71,7 +71,7 @@ fn one(seen: &Seen, ends: &Ends, forgiven: Forgiven, fault_end: Instant) -> Vec<
     }
     found.extend(outcome(seen, terminal, forgiven).map(|what| ("check", what)));
     if terminal.outcome == seen.expected.outcome {
-        found.extend(output(seen, terminal, ends).map(|what| ("I5", what)));
+        found.extend(output(seen, terminal, ends, forgiven).map(|what| ("I5", what)));
     }
     found
 }
@@ -96,7 +96,7 @@ fn outcome(seen: &Seen, terminal: &Terminal, forgiven: Forgiven) -> Option<Strin
         Outcome::Cancelled => (!seen.cancelled).then_some(told),
         Outcome::SandboxLost => (seen.session.is_none() || !forgiven.sessions).then_some(told),
         Outcome::DeadLettered => {
-            let early = terminal.attempt < MAX_ATTEMPTS;
+            let early = terminal.attempt < MAX_ATTEMPTS && !forgiven.undelivered;
             (early || !forgiven.dead_letters).then_some(told)
         }
         _ => Some(format!("{told}; expected {}", expected.outcome)),
@@ -104,7 +104,7 @@ fn outcome(seen: &Seen, terminal: &Terminal, forgiven: Forgiven) -> Option<Strin
 }
 
 /// What its reader got, or would get, that the sandbox did not write.
-fn output(seen: &Seen, terminal: &Terminal, ends: &Ends) -> Option<String> {
+fn output(seen: &Seen, terminal: &Terminal, ends: &Ends, forgiven: Forgiven) -> Option<String> {
     let wanted = &seen.expected.stdout;
     let compare = |where_: &str, got: &[u8]| {
         (got != wanted.as_slice()).then(|| {
@@ -140,7 +140,9 @@ fn output(seen: &Seen, terminal: &Terminal, ends: &Ends) -> Option<String> {
     frames.dedup_by_key(|frame| frame.n);
     if frames.len() as u64 != terminal.frames {
         let count = frames.len();
-        return (ends.at > 0).then(|| format!("{count} frames of {} are stored", terminal.frames));
+        // What was lost with the storage was read before, or is run again.
+        return (!forgiven.storage)
+            .then(|| format!("{count} frames of {} are stored", terminal.frames));
     }
     let bytes: Vec<u8> = frames
         .iter()
@@ -263,6 +265,7 @@ mod tests {
         let forgiven = Forgiven {
             sessions: true,
             dead_letters: true,
+            undelivered: false,
             storage: true,
         };
         let (mut lost, ends) = seen(Outcome::SandboxLost, b"");
@@ -274,6 +277,12 @@ mod tests {
         dead.terminal.as_mut().unwrap().attempt = MAX_ATTEMPTS;
         ends.terminals[0].terminal.attempt = MAX_ATTEMPTS;
         assert_eq!(found(&dead, &ends, forgiven), [""; 0]);
+        let (early, ends) = seen(Outcome::DeadLettered, b"");
+        let undelivered = Forgiven {
+            undelivered: true,
+            ..forgiven
+        };
+        assert_eq!(found(&early, &ends, undelivered), [""; 0]);
         let (good, _) = seen(Outcome::Succeeded, b"5\n");
         assert_eq!(found(&good, &Ends::default(), forgiven), [""; 0]);
     }

@@ -322,7 +322,7 @@ async fn cancel(submitter: &Submitter, line: Line, request: &TaskRequest, after:
             tokio::time::sleep(PAUSE).await;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// The same with its output read while it runs. A reader that fails reads

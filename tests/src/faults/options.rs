@@ -10,6 +10,7 @@ use super::shape::Pace;
 /// Hurts a real fleet under load, and checks that every promise is kept.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cargo xtask faults")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Options {
     /// How many seeds of every fault
     #[arg(long, default_value_t = 1, value_name = "N")]

@@ -203,8 +203,8 @@ impl Work {
             | Self::Bulk { mark, .. }
             | Self::Marked { mark, .. } => (Outcome::Succeeded, Some(0), line(mark)),
             Self::Output { first, last } => {
-                let text: String = (*first..=*last).map(|n| format!("{n}\n")).collect();
-                (Outcome::Succeeded, Some(0), text.into_bytes())
+                let lines = (*first..=*last).flat_map(|n| line(&n));
+                (Outcome::Succeeded, Some(0), lines.collect())
             }
             Self::Fail { mark, code, .. } => (Outcome::Failed, Some(*code), line(mark)),
             Self::Overdue { mark } => (Outcome::TimedOut, None, line(mark)),

@@ -1,5 +1,6 @@
 //! A control group with little memory, to put a process of ours in.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -50,6 +51,15 @@ impl MemoryGroup {
     /// Moves a process, all its threads with it, into the group.
     pub(crate) fn add(&self, pid: Pid) -> anyhow::Result<()> {
         self.write("cgroup.procs", &pid.to_string())
+    }
+
+    /// What starts a program in the group, as the same process.
+    pub(crate) fn wrap(&self) -> Vec<OsString> {
+        let script = format!(
+            "echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"",
+            self.path.display()
+        );
+        vec!["sh".into(), "-c".into(), script.into()]
     }
 
     /// No more than this.

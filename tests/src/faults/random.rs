@@ -1,6 +1,6 @@
 //! Numbers that follow from a seed alone, on every machine and for good.
 
-/// SplitMix64. The same seed gives the same numbers with every version of
+/// `SplitMix64`. The same seed gives the same numbers with every version of
 /// everything, which no library promises.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);

@@ -78,7 +78,7 @@ impl Report {
             self.took.as_secs_f64()
         );
         match &self.verdict {
-            Verdict::Broken(why) => format!("{head} BROKEN: {why}"),
+            Verdict::Broken(why) => format!("{head} BROKEN: {}", short(why)),
             Verdict::Ran(figures) => {
                 let notes = figures.notes.join("; ");
                 let count = figures.violations.len();
@@ -98,8 +98,17 @@ impl Report {
     }
 }
 
-const HEAD: &str = "| #  | fault                 | length                     | runs | tasks | again | lost | dead | violations | recovery (worst) |\n\
-                    | -- | --------------------- | -------------------------- | ---: | ----: | ----: | ---: | ---: | ---------: | ---------------: |\n";
+/// The logs that an error carries are in the run's folder too.
+fn short(why: &str) -> String {
+    const MOST: usize = 1500;
+    match why.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{} …", &why[..at]),
+        None => why.to_owned(),
+    }
+}
+
+const HEAD: &str = "| #  | fault                 | length                         | runs | tasks | again | lost | dead | violations | recovery (worst) |\n\
+                    | -- | --------------------- | ------------------------------ | ---: | ----: | ----: | ---: | ---: | ---------: | ---------------: |\n";
 
 impl Table {
     pub(crate) fn good(&self) -> bool {
@@ -129,7 +138,7 @@ impl Table {
         missing: Option<&Missing>,
     ) {
         let head = format!(
-            "| {:>2} | {:<21} | {:<26} |",
+            "| {:>2} | {:<21} | {:<30} |",
             fault.number,
             fault.name,
             fault.lengths.told(self.full)
@@ -185,7 +194,7 @@ impl Table {
         const SHOWN: usize = 8;
         for report in self.reports.iter().filter(|report| !report.good()) {
             let (what, count) = match &report.verdict {
-                Verdict::Broken(why) => (vec![why.clone()], 0),
+                Verdict::Broken(why) => (vec![short(why)], 0),
                 Verdict::Ran(figures) => (
                     figures
                         .violations

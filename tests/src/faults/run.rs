@@ -36,7 +36,7 @@ pub(crate) struct Terms {
 /// is wrong.
 pub(crate) async fn run(fault: Fault, seed: u64, terms: Terms, folder: &Path) -> Report {
     let began = Instant::now();
-    let verdict = match attempt(&fault, seed, terms, folder).await {
+    let verdict = match Box::pin(attempt(&fault, seed, terms, folder)).await {
         Ok(figures) => Verdict::Ran(figures),
         Err(error) => Verdict::Broken(format!("{error:#}")),
     };

@@ -106,17 +106,6 @@ impl Scene {
         self.random.index(self.world.dispatchers.len())
     }
 
-    /// Starts again what ends by itself, for as long as this takes.
-    pub(crate) async fn supervised(&mut self, time: Duration) -> anyhow::Result<usize> {
-        let until = tokio::time::Instant::now() + time;
-        let mut revived = 0;
-        while tokio::time::Instant::now() < until {
-            revived += self.world.revive()?;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok(revived)
-    }
-
     /// The incarnation that Redis knows now.
     pub(crate) async fn incarnation(&self) -> anyhow::Result<u32> {
         let leases = self.world.leases().await?;

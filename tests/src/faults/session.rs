@@ -26,13 +26,7 @@ async fn open(submitter: &Submitter, number: usize) -> Option<Session> {
         keep_alive: Some(SessionOptions::default()),
         ..submitter.client.task(&submitter.pool, Vec::new())
     };
-    let line = line(
-        submitter,
-        number,
-        &request,
-        "opening".to_owned(),
-        Vec::new(),
-    );
+    let line = line(submitter, number, &request, "opening", Vec::new());
     submitter
         .notebook
         .update(line, |seen| seen.expected.code = None);
@@ -80,7 +74,7 @@ async fn steps(submitter: &Submitter, number: usize, session: &Session, pauses: 
             number,
             session,
             request,
-            format!("step {step}"),
+            &format!("step {step}"),
             log.clone(),
         )
         .await
@@ -92,15 +86,7 @@ async fn steps(submitter: &Submitter, number: usize, session: &Session, pauses: 
         close_session: true,
         ..session.task(Vec::new())
     };
-    run(
-        submitter,
-        number,
-        session,
-        request,
-        "closing".to_owned(),
-        Vec::new(),
-    )
-    .await;
+    run(submitter, number, session, request, "closing", Vec::new()).await;
 }
 
 /// One task of a session; whether the session goes on.
@@ -109,7 +95,7 @@ async fn run(
     number: usize,
     session: &Session,
     request: TaskRequest,
-    what: String,
+    what: &str,
     stdout: Vec<u8>,
 ) -> bool {
     let line = line(submitter, number, &request, what, stdout);
@@ -143,7 +129,7 @@ fn line(
     submitter: &Submitter,
     number: usize,
     request: &TaskRequest,
-    what: String,
+    what: &str,
     stdout: Vec<u8>,
 ) -> Line {
     let expected = Expected {

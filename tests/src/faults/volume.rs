@@ -56,18 +56,6 @@ impl Volume {
         let path = self.path.join(BALLAST);
         std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
     }
-
-    /// Makes it larger or smaller.
-    pub(crate) fn resize(&self, bytes: u64) -> anyhow::Result<()> {
-        mount(
-            Some("remuda-faults"),
-            &self.path,
-            Some("tmpfs"),
-            MsFlags::MS_REMOUNT,
-            Some(format!("size={bytes}").as_str()),
-        )
-        .with_context(|| format!("cannot resize {}", self.path.display()))
-    }
 }
 
 impl Drop for Volume {

@@ -278,11 +278,7 @@ impl World {
     }
 
     /// Lays something over a daemon's configuration, for its next start.
-    pub(crate) fn reconfigure(
-        &self,
-        daemon: &Daemon,
-        over: serde_json::Value,
-    ) -> anyhow::Result<()> {
+    pub(crate) fn reconfigure(daemon: &Daemon, over: serde_json::Value) -> anyhow::Result<()> {
         let file = &daemon.recipe().config;
         let text = std::fs::read_to_string(file)
             .with_context(|| format!("cannot read {}", file.display()))?;
@@ -408,8 +404,12 @@ async fn start_nats(
     volume: Option<&Volume>,
 ) -> anyhow::Result<NatsServer> {
     let config = folder.join("nats.conf");
-    std::fs::write(&config, "max_payload: 8388608\nwrite_deadline: \"10s\"\n")
-        .with_context(|| format!("cannot write {}", config.display()))?;
+    let mut text = "max_payload: 8388608\nwrite_deadline: \"10s\"\n".to_owned();
+    if volume.is_some() {
+        // Told to be large: what streams may take is more than there is.
+        text += "jetstream { max_file_store: 16GB }\n";
+    }
+    std::fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
     let mut nats = shape.nats.clone();
     nats.args.push("--config".to_owned());
     nats.args.push(config.display().to_string());

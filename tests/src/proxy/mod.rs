@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use remuda_telemetry::task;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -20,6 +21,7 @@ use pump::{Direction, pump};
 
 /// What the proxy does to everything that passes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is done or not")]
 pub struct Rules {
     /// Every byte is this late, in both directions.
     pub latency: Duration,
@@ -88,7 +90,7 @@ impl Proxy {
             torn: AtomicU64::new(0),
             counts: Counts::default(),
         });
-        let accepting = tokio::spawn(accept(listener, server, shared.clone()));
+        let accepting = task::spawn("proxy", accept(listener, server, shared.clone()));
         Ok(Self {
             address,
             shared,
@@ -202,7 +204,7 @@ async fn connection(client: TcpStream, server: SocketAddr, shared: Arc<Shared>) 
 async fn drain(stream: &TcpStream) {
     let mut buffer = vec![0; 64 * 1024];
     while pump::read(stream, &mut buffer).await > 0 {}
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 #[cfg(test)]

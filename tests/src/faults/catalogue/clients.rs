@@ -229,9 +229,9 @@ async fn flooded(scene: &mut Scene) -> anyhow::Result<()> {
 }
 
 async fn cancel_race(scene: &mut Scene) -> anyhow::Result<()> {
-    let races = if scene.full { 10_000 } else { 300 };
     // Bounded, or the queue would decide and not the race.
     const AT_ONCE: usize = 24;
+    let races = if scene.full { 10_000 } else { 300 };
     for race in 0..races {
         let open = {
             let counts = scene.load.notebook.counts();

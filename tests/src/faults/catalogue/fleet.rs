@@ -13,6 +13,7 @@ use super::super::points;
 use super::super::sandboxes;
 use super::super::scene::Scene;
 use super::super::shape::{MAX_ATTEMPTS, Shape};
+use super::super::world::World;
 use super::{Fault, Lengths, NOTHING, REPEATED_DEATHS, SESSIONS};
 
 pub(super) const FAULTS: &[Fault] = &[
@@ -200,9 +201,7 @@ async fn sidecar_death(scene: &mut Scene) -> anyhow::Result<()> {
         (garbage, false),
         (json!({"telemetry": {"failpoints": ""}}), true),
     ] {
-        scene
-            .world
-            .reconfigure(&scene.world.workers[worker], points)?;
+        World::reconfigure(&scene.world.workers[worker], points)?;
         scene.world.workers[worker]
             .stop(Duration::from_secs(30))
             .await?;

@@ -71,11 +71,14 @@ impl Lengths {
 
 /// What a fault takes with it by its nature, which is then no violation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is forgiven or not")]
 pub(crate) struct Forgiven {
     /// Sessions whose sandbox is gone.
     pub(crate) sessions: bool,
     /// Tasks that the infrastructure failed as often as it may.
     pub(crate) dead_letters: bool,
+    /// Tasks that nobody could be given, before their attempts are used up.
+    pub(crate) undelivered: bool,
     /// What the storage held: terminals that were read before may be gone.
     pub(crate) storage: bool,
 }
@@ -83,6 +86,7 @@ pub(crate) struct Forgiven {
 const NOTHING: Forgiven = Forgiven {
     sessions: false,
     dead_letters: false,
+    undelivered: false,
     storage: false,
 };
 const SESSIONS: Forgiven = Forgiven {
@@ -96,6 +100,11 @@ const STORAGE: Forgiven = Forgiven {
 const REPEATED_DEATHS: Forgiven = Forgiven {
     dead_letters: true,
     ..SESSIONS
+};
+
+const UNDELIVERED: Forgiven = Forgiven {
+    undelivered: true,
+    ..REPEATED_DEATHS
 };
 
 /// Something that not every host has.

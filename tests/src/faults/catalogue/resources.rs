@@ -1,18 +1,17 @@
 //! Faults of the machine: clocks, memory, descriptors, disks. And of what is
 //! told of them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use async_nats::jetstream::consumer;
 use broker_schema::stream::PLACEMENT_ACK_WAIT;
 use futures::{FutureExt as _, StreamExt as _};
-use nix::sys::signal::Signal;
 
 use super::super::clock::Clock;
 use super::super::pressure::MemoryGroup;
 use super::super::scene::Scene;
-use super::{Fault, Lengths, Need, REPEATED_DEATHS, SESSIONS};
+use super::{Fault, Lengths, Need, REPEATED_DEATHS, SESSIONS, UNDELIVERED};
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
@@ -35,7 +34,7 @@ pub(super) const FAULTS: &[Fault] = &[
         needs: &[Need::MemoryGroup],
         shape: |_, _| {},
         strike: |scene| memory_pressure(scene).boxed(),
-        lengths: Lengths::one("6 s"),
+        lengths: Lengths::one("6 s in 160 MB"),
         forgiven: SESSIONS,
         ci: false,
     },
@@ -54,13 +53,13 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 33,
         name: "lost-advisory",
-        what: "placements of a frozen worker, delivered as often as they may be; the advisories lost",
+        what: "placements that are delivered as often as they may be, to nobody; the advisories lost",
         checks: "the sweep finds them",
         needs: &[],
         shape: |_, _| {},
         strike: |scene| lost_advisory(scene).boxed(),
-        lengths: Lengths::one("19 s"),
-        forgiven: SESSIONS,
+        lengths: Lengths::one("4 s of placements"),
+        forgiven: UNDELIVERED,
         ci: false,
     },
     Fault {
@@ -81,8 +80,7 @@ async fn clock_step(scene: &mut Scene) -> anyhow::Result<()> {
     const HOUR: i64 = 3600;
     // Processes that read their offset from a file take the places of the
     // first ones.
-    let clock = Clock::new(scene.world.folder(), "shifted");
-    clock.set(0)?;
+    let clock = Clock::new(scene.world.folder())?;
     scene.world.workers[0]
         .recipe_mut()
         .envs
@@ -94,9 +92,21 @@ async fn clock_step(scene: &mut Scene) -> anyhow::Result<()> {
     scene.moment(20, 35).await;
     for offset in [HOUR, -HOUR, 0] {
         clock.set(offset)?;
-        let time = scene.world.redis.command(&["LASTSAVE"]).await;
-        time.context("Redis does not answer under another clock")?;
         scene.wait(2000, 3500).await;
+        let told = scene.world.redis.command(&["INFO", "server"]).await?;
+        let line = |line: &str| {
+            line.strip_prefix("server_time_usec:")?
+                .trim()
+                .parse::<i64>()
+                .ok()
+        };
+        let told = told.lines().find_map(line).context("no time")? / 1_000_000;
+        let true_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        let ahead = told - true_time.as_secs() as i64;
+        scene.demand(
+            (ahead - offset).abs() < 60,
+            format!("the clock of Redis is {ahead} s ahead, expected {offset}"),
+        );
     }
     Ok(())
 }
@@ -104,10 +114,17 @@ async fn clock_step(scene: &mut Scene) -> anyhow::Result<()> {
 async fn memory_pressure(scene: &mut Scene) -> anyhow::Result<()> {
     scene.moment(10, 30).await;
     let group = MemoryGroup::create()?;
+    group.limit(160 << 20)?;
+    // Started in it, so that all that it has counts.
     let worker = scene.a_worker();
-    let pid = scene.world.workers[worker].pid()?;
-    group.add(pid)?;
-    group.limit(96 << 20)?;
+    let pressed = &mut scene.world.workers[worker];
+    let wrap = pressed.recipe_mut().wrap.clone();
+    pressed.kill().await?;
+    pressed.recipe_mut().wrap = [&wrap[..], &group.wrap()].concat();
+    pressed.start()?;
+    let pid = pressed.pid()?;
+    scene.wait(2000, 3000).await;
+    let own = group.used()? >> 20;
     // Eats until the kernel ends it, again and again.
     let script =
         "import time\nkept=[]\nwhile True:\n kept.append(bytearray(4<<20)); time.sleep(0.01)\n";
@@ -121,10 +138,11 @@ async fn memory_pressure(scene: &mut Scene) -> anyhow::Result<()> {
         let _ = tokio::time::timeout_at(until, eater.exited()).await;
         eaters += 1;
     }
-    let used = group.used()? >> 20;
-    scene.note(format!("{eaters} eaters, {used} MB used at the end"));
+    scene.note(format!("{eaters} eaters beside {own} MB"));
     let alive = scene.world.workers[worker].runs() && scene.world.workers[worker].pid()? == pid;
     scene.demand(alive, "the worker did not survive");
+    let pressed = &mut scene.world.workers[worker];
+    pressed.recipe_mut().wrap = wrap;
     drop(group);
     if !alive {
         scene.world.revive()?;
@@ -174,34 +192,71 @@ async fn lost_advisory(scene: &mut Scene) -> anyhow::Result<()> {
         .jetstream()
         .get_stream(&broker.streams().advisories)
         .await?;
-    // What is delivered to the first worker is so once and never again.
+    scene.moment(10, 25).await;
+    // What is delivered to the first worker is so once and never again; and
+    // some of it is delivered to somebody who throws it away.
     let mut names = placements.consumer_names();
-    let mut changed = 0;
+    let mut stolen = Vec::new();
     while let Some(name) = names.next().await {
         let name = name?;
-        if name.starts_with("worker-worker-0") {
-            let once = consumer::Config {
-                max_deliver: 1,
-                ..placements.consumer_info(&name).await?.config
-            };
-            placements.update_consumer(once).await?;
-            changed += 1;
+        if !name.starts_with("worker-worker-0") {
+            continue;
         }
+        let once = consumer::Config {
+            max_deliver: 1,
+            ..placements.consumer_info(&name).await?.config
+        };
+        placements.update_consumer(once).await?;
+        stolen = steal(&scene.world.nats.url(), placements.cached_info(), &name).await?;
     }
-    scene.demand(changed == 1, "the worker's consumer was not found");
-    scene.moment(30, 60).await;
-    scene.world.workers[0].signal(Signal::SIGSTOP)?;
-    // Until the server has given up on what the worker has in hand; what it
-    // tells of that is forgotten.
-    let until = tokio::time::Instant::now() + PLACEMENT_ACK_WAIT + Duration::from_secs(4);
+    scene.note(format!("{} placements thrown away", stolen.len()));
+    scene.demand(!stolen.is_empty(), "no placement could be thrown away");
+    // Until the server has given up on them; what it tells of that is forgotten.
+    let until = tokio::time::Instant::now() + PLACEMENT_ACK_WAIT + Duration::from_secs(2);
     let mut forgotten = 0;
     while tokio::time::Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         let purged = advisories.purge().await;
         forgotten += purged.context("cannot empty the advisories")?.purged;
     }
     scene.note(format!("{forgotten} advisories forgotten"));
-    scene.world.workers[0].signal(Signal::SIGCONT)
+    Ok(())
+}
+
+/// Pulls beside a consumer's owner for a while; the subjects of what came.
+async fn steal(
+    url: &str,
+    stream: &async_nats::jetstream::stream::Info,
+    consumer: &str,
+) -> anyhow::Result<Vec<String>> {
+    const PULLS: usize = 64;
+    let nats = async_nats::connect(url).await?;
+    let subject = format!(
+        "$JS.API.CONSUMER.MSG.NEXT.{}.{consumer}",
+        stream.config.name
+    );
+    let inbox = nats.new_inbox();
+    let mut answers = nats.subscribe(inbox.clone()).await?;
+    for _ in 0..PULLS {
+        let pull = serde_json::json!({"batch": 1, "expires": 3_000_000_000_u64});
+        nats.publish_with_reply(subject.clone(), inbox.clone(), pull.to_string().into())
+            .await?;
+    }
+    let mut stolen = Vec::new();
+    let over = tokio::time::sleep(Duration::from_secs(4));
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            () = &mut over => return Ok(stolen),
+            answer = answers.next() => match answer {
+                Some(message) if message.status.is_none() => {
+                    stolen.push(message.subject.to_string());
+                }
+                Some(_) => {}
+                None => return Ok(stolen),
+            },
+        }
+    }
 }
 
 async fn sandbox_disk_full(scene: &mut Scene) -> anyhow::Result<()> {
