@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use broker_schema::event::LaneHint;
+use broker_schema::stream::ConsumerDef;
 use broker_schema::{ParsedSubject, PoolId, TenantId, Term, codec, stream};
 use futures::StreamExt as _;
 use remuda_client::broker::{BrokerError, Delivery, Puller};
@@ -248,11 +249,7 @@ impl<'a> Pulling<'a> {
     }
 
     async fn open_if_ours(&mut self) -> Option<Puller> {
-        let ours = tokio::select! {
-            () = self.group.token().cancelled() => false,
-            ours = self.fleet.leadership.confirm(self.authority, self.term) => ours,
-        };
-        if !ours {
+        if !self.confirmed().await {
             tracing::info!(
                 tenant = %self.lane.0, pool = %self.lane.1, term = %self.term,
                 "the lane is another leader's now"
@@ -270,25 +267,17 @@ impl<'a> Pulling<'a> {
         while fleet.leadership.holds(self.authority, self.term) {
             let opened = match fleet.broker.puller(&def).await {
                 Ok(puller) => return Some(puller.without_mending()),
-                Err(BrokerError::ConsumerTaken { .. }) => {
-                    takeover::clear_lane(fleet, &def, self.term).await
-                }
+                Err(BrokerError::ConsumerTaken { .. }) => self.clear(&def).await,
                 Err(error) => Err(error),
             };
             match opened {
-                Ok(takeover::Way::Free) if cleared < MOST_CLEARED => {
+                Ok(false) => return None,
+                Ok(true) if cleared < MOST_CLEARED => {
                     cleared += 1;
                     continue;
                 }
-                Ok(takeover::Way::Free) => {
+                Ok(true) => {
                     tracing::warn!(%tenant, %pool, "somebody keeps taking this lane, trying again");
-                }
-                Ok(takeover::Way::Newer(newer)) => {
-                    tracing::warn!(%tenant, %pool, term = %self.term, %newer, "a newer leader has the lane");
-                    if fleet.leadership.confirm(self.authority, self.term).await {
-                        fleet.leadership.renounce(self.authority, self.term);
-                    }
-                    return None;
                 }
                 Err(error) => tracing::warn!(
                     %tenant, %pool, error = %Chain(&error), "lane cannot be opened, trying again"
@@ -299,6 +288,31 @@ impl<'a> Pulling<'a> {
             }
         }
         None
+    }
+
+    /// Removes what else has this lane's messages; false where that is another leader.
+    async fn clear(&self, def: &ConsumerDef) -> Result<bool, BrokerError> {
+        let others = takeover::Others::of(self.fleet, def).await?;
+        if let Some(newer) = others.newer_than(self.term) {
+            tracing::warn!(
+                tenant = %self.lane.0, pool = %self.lane.1, term = %self.term, %newer,
+                "a later leader was here"
+            );
+            // Asked after it was seen: if this term is in force, that one never was, or Redis
+            // has lost it.
+            if !self.confirmed().await {
+                return Ok(false);
+            }
+        }
+        others.remove(self.fleet).await?;
+        Ok(true)
+    }
+
+    async fn confirmed(&self) -> bool {
+        tokio::select! {
+            () = self.group.token().cancelled() => false,
+            ours = self.fleet.leadership.confirm(self.authority, self.term) => ours,
+        }
     }
 
     /// False when it is time to stop.

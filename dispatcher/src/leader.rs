@@ -53,8 +53,6 @@ pub(crate) struct Leadership {
 pub(crate) enum Order {
     /// Ask Redis now, then answer.
     Confirm(oneshot::Sender<()>),
-    /// This term can do nothing any more.
-    Renounce(PoolId, Term),
 }
 
 impl Leadership {
@@ -108,12 +106,6 @@ impl Leadership {
         self.orders.send(Order::Confirm(asked)).is_ok()
             && answered.await.is_ok()
             && self.holds(pool, term)
-    }
-
-    /// Gives a term up that can do nothing any more; the pool may be won again in another one.
-    pub(crate) fn renounce(&self, pool: &PoolId, term: Term) {
-        // A loop that has ended has given up everything.
-        let _ = self.orders.send(Order::Renounce(pool.clone(), term));
     }
 
     /// Resolves once everything was given up for good.
@@ -236,7 +228,7 @@ pub(crate) async fn run(
             () = stop.cancelled() => break,
             () = fleet.group.token().cancelled() => break,
             () = sleep_until(leader.fence()), if leader.leads_any() => leader.lapse(),
-            Some(order) = orders.recv() => leader.take(order).await,
+            Some(order) = orders.recv() => leader.take(order),
             Some(_) = hints.next() => leader.hurry(),
             () = sleep_until(leader.next) => leader.round().await,
         }
@@ -265,19 +257,9 @@ impl Leader {
         self.next = self.next.min(Instant::now() + SPACING);
     }
 
-    async fn take(&mut self, order: Order) {
-        match order {
-            Order::Confirm(asked) => {
-                self.waiting.push(asked);
-                self.hurry();
-            }
-            Order::Renounce(pool, term) => {
-                if self.leadership().terms.borrow().get(&pool) == Some(&term) {
-                    tracing::warn!(%pool, %term, "this term is not the newest, a new one is needed");
-                    self.give_up(&[pool]).await;
-                }
-            }
-        }
+    fn take(&mut self, Order::Confirm(asked): Order) {
+        self.waiting.push(asked);
+        self.hurry();
     }
 
     async fn round(&mut self) {

@@ -229,7 +229,7 @@ async fn again(
     let stored = fleet.terminal_of(request).await?;
     if let Some(terminal) = stored {
         // The worker may have died before it could count it.
-        cancel::count(fleet, request, &terminal).await;
+        Box::pin(cancel::count(fleet, request, &terminal)).await;
         return Ok(());
     }
     let format = delivery.format().unwrap_or_default();

@@ -14,6 +14,13 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Looks after every loss of the connection: a server that lost its storage has lost the
 /// streams too, and everybody else waits for a dispatcher to make them.
 pub(crate) async fn run(fleet: Arc<Fleet>) {
+    tokio::select! {
+        () = fleet.group.token().cancelled() => {}
+        () = look_after(&fleet) => {}
+    }
+}
+
+async fn look_after(fleet: &Fleet) {
     loop {
         tokio::select! {
             () = fleet.broker.lost_for(Duration::ZERO) => {}
@@ -22,7 +29,7 @@ pub(crate) async fn run(fleet: Arc<Fleet>) {
         if !fleet.broker.regained().await {
             return;
         }
-        ensure(&fleet).await;
+        ensure(fleet).await;
     }
 }
 

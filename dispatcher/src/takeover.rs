@@ -13,14 +13,6 @@ use crate::leader::Terms;
 /// Consumers that are removed at the same time.
 const AT_ONCE: usize = 16;
 
-/// Whether a lane's consumer can be made now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    Free,
-    /// A later leader was here.
-    Newer(Term),
-}
-
 /// Removes what earlier leaders of the pools that are led now have left. What cannot be removed
 /// is met again when its lane is opened.
 pub(crate) async fn clear(fleet: &Fleet, terms: &Terms) {
@@ -55,37 +47,48 @@ pub(crate) async fn clear(fleet: &Fleet, terms: &Terms) {
         .await;
 }
 
-/// Removes whatever else has a lane's messages, unless a newer leader's consumer is among it.
-pub(crate) async fn clear_lane(
-    fleet: &Fleet,
-    lane: &ConsumerDef,
-    term: Term,
-) -> Result<Way, BrokerError> {
-    let consumers = fleet.broker.consumers(&lane.stream).await?;
-    let in_the_way: Vec<&ConsumerState> = consumers
-        .iter()
-        .filter(|consumer| consumer.durable != lane.durable)
-        .filter(|consumer| subject_matches(&consumer.filter, &lane.filter))
-        .collect();
-    let newer = in_the_way
-        .iter()
-        .filter_map(|consumer| lane_term(&consumer.durable))
-        .find(|other| *other > term);
-    if let Some(newer) = newer {
-        return Ok(Way::Newer(newer));
+/// The consumers that have a lane's messages and are not its own.
+#[derive(Debug)]
+pub(crate) struct Others {
+    stream: String,
+    consumers: Vec<ConsumerState>,
+}
+
+impl Others {
+    pub(crate) async fn of(fleet: &Fleet, lane: &ConsumerDef) -> Result<Self, BrokerError> {
+        let mut consumers = fleet.broker.consumers(&lane.stream).await?;
+        consumers.retain(|consumer| {
+            consumer.durable != lane.durable && subject_matches(&consumer.filter, &lane.filter)
+        });
+        Ok(Self {
+            stream: lane.stream.clone(),
+            consumers,
+        })
     }
-    for consumer in in_the_way {
-        if !consumer.durable.starts_with("lane-") {
-            tracing::warn!(
-                stream = lane.stream,
-                consumer = consumer.durable,
-                filter = consumer.filter,
-                "a consumer that is not the fleet's takes its requests: it is removed"
-            );
+
+    /// The term of a later leader's.
+    pub(crate) fn newer_than(&self, term: Term) -> Option<Term> {
+        let terms = self
+            .consumers
+            .iter()
+            .filter_map(|consumer| lane_term(&consumer.durable));
+        terms.max().filter(|newest| *newest > term)
+    }
+
+    pub(crate) async fn remove(self, fleet: &Fleet) -> Result<(), BrokerError> {
+        for consumer in &self.consumers {
+            if !consumer.durable.starts_with("lane-") {
+                tracing::warn!(
+                    stream = self.stream,
+                    consumer = consumer.durable,
+                    filter = consumer.filter,
+                    "a consumer that is not the fleet's takes its requests: it is removed"
+                );
+            }
+            remove(fleet, &self.stream, consumer).await?;
         }
-        remove(fleet, &lane.stream, consumer).await?;
+        Ok(())
     }
-    Ok(Way::Free)
 }
 
 fn outdated(consumer: &ConsumerState, term: Term) -> bool {
@@ -112,16 +115,19 @@ async fn remove(fleet: &Fleet, stream: &str, consumer: &ConsumerState) -> Result
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_earlier_leaders_lanes_are_outdated() {
-        let consumer = |durable: &str| ConsumerState {
+    fn consumer(durable: &str) -> ConsumerState {
+        ConsumerState {
             durable: durable.to_owned(),
             filter: "remuda.req.a.b".to_owned(),
             created: 0,
             delivered: 0,
             ack_pending: 0,
             pending: 0,
-        };
+        }
+    }
+
+    #[test]
+    fn only_earlier_leaders_lanes_are_outdated() {
         for (durable, expected) in [
             ("lane-a=b=4", true),
             ("lane-a=b=5", false),
@@ -131,5 +137,16 @@ mod tests {
         ] {
             assert_eq!(outdated(&consumer(durable), Term(5)), expected, "{durable}");
         }
+    }
+
+    #[test]
+    fn a_later_leader_is_recognised_among_others() {
+        let others = |names: &[&str]| Others {
+            stream: "REQ".to_owned(),
+            consumers: names.iter().map(|name| consumer(name)).collect(),
+        };
+        assert_eq!(others(&["x", "lane-a=b=4"]).newer_than(Term(5)), None);
+        let later = others(&["lane-a=b=6", "lane-a=b=9", "x"]);
+        assert_eq!(later.newer_than(Term(5)), Some(Term(9)));
     }
 }
