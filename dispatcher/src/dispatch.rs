@@ -155,7 +155,7 @@ impl Dispatch {
             return;
         }
         let now = Instant::now().into_std();
-        match self.groups.add(key, size, job.ticket.clone(), job, now) {
+        match self.groups.add(&key, size, job.ticket.clone(), job, now) {
             Entry::Held => {}
             Entry::Queue(members) => self.push_group(members),
             Entry::Refuse(job, error) => self.start(job, Work::Reject(Box::new(error))),
@@ -204,7 +204,7 @@ impl Dispatch {
             let after = self.last.clone();
             let leadership = &self.fleet.leadership;
             let gates = &self.gates;
-            let may_go = |tenant: &TenantId| gates.get(tenant).is_none_or(|gate| gate.may_go());
+            let may_go = |tenant: &TenantId| gates.get(tenant).is_none_or(TenantGate::may_go);
             let ready = |(pool, line): &(&PoolId, &Line)| {
                 line.pace.allows(line.claiming)
                     && line.queue.is_ready(may_go)
@@ -248,10 +248,9 @@ impl Dispatch {
         let (pool, tenant) = (job.request.pool.clone(), job.request.tenant.clone());
         let placing = work == Work::Place;
         let fleet = self.fleet.clone();
-        let task = self
-            .fleet
-            .group
-            .spawn("place", async move { place::run(&fleet, job, work).await });
+        let task = self.fleet.group.spawn("place", async move {
+            Box::pin(place::run(&fleet, job, work)).await
+        });
         let done = async move {
             Done {
                 pool,
@@ -351,6 +350,7 @@ impl Dispatch {
         }
     }
 
+    #[expect(clippy::vec_box, reason = "jobs stay in their boxes")]
     fn take_meant(&mut self, notice: &CancelNotice) -> Vec<Box<Job>> {
         let lines = self.lines.values_mut();
         let mut jobs: Vec<Box<Job>> = lines
@@ -369,6 +369,7 @@ impl Dispatch {
             .or_else(|| self.take_later(|job| job.ticket.sequence == sequence).pop())
     }
 
+    #[expect(clippy::vec_box, reason = "jobs stay in their boxes")]
     fn take_later(&mut self, taken: impl Fn(&Job) -> bool) -> Vec<Box<Job>> {
         let keys: Vec<_> = self
             .later

@@ -76,13 +76,13 @@ impl<T> Groups<T> {
     /// Takes in a request of a group that has `size` members.
     pub(crate) fn add(
         &mut self,
-        key: GroupKey,
+        key: &GroupKey,
         size: usize,
         mut ticket: Ticket,
         value: T,
         now: Instant,
     ) -> Entry<T> {
-        match self.known.get(&key) {
+        match self.known.get(key) {
             Some((_, Fate::Queued(place))) => {
                 ticket.place = *place;
                 return Entry::Queue(vec![(ticket, value)]);
@@ -101,7 +101,7 @@ impl<T> Groups<T> {
         group.tasks.insert(ticket.task);
         group.members.insert(ticket.sequence, (ticket, value));
         if group.tasks.len() >= group.size {
-            return Entry::Queue(self.let_go(&key, now));
+            return Entry::Queue(self.let_go(key, now));
         }
         // A lane that is full of waiting groups gets nothing more: the oldest must do without.
         let lane = |other: &GroupKey| other.tenant == key.tenant && other.pool == key.pool;
@@ -265,7 +265,7 @@ mod tests {
     fn a_group_waits_for_its_last_member_and_goes_as_one() {
         let (mut groups, now) = (Groups::new(HOLD, 100), Instant::now());
         let mut add =
-            |sequence| sequences(groups.add(key("g"), 3, ticket(sequence), sequence, now));
+            |sequence| sequences(groups.add(&key("g"), 3, ticket(sequence), sequence, now));
         assert_eq!(add(5), []);
         assert_eq!(add(9), []);
         assert_eq!(add(12), [(5, 5), (9, 5), (12, 5)]);
@@ -279,17 +279,17 @@ mod tests {
         let (mut groups, now) = (Groups::new(HOLD, 100), Instant::now());
         let (first, mut again) = (ticket(1), ticket(2));
         again.task = first.task;
-        assert_eq!(sequences(groups.add(key("g"), 2, first, 1, now)), []);
-        assert_eq!(sequences(groups.add(key("g"), 2, again, 2, now)), []);
-        let all = sequences(groups.add(key("g"), 2, ticket(3), 3, now));
+        assert_eq!(sequences(groups.add(&key("g"), 2, first, 1, now)), []);
+        assert_eq!(sequences(groups.add(&key("g"), 2, again, 2, now)), []);
+        let all = sequences(groups.add(&key("g"), 2, ticket(3), 3, now));
         assert_eq!(all, [(1, 1), (2, 1), (3, 1)]);
     }
 
     #[test]
     fn waiting_has_an_end() {
         let (mut groups, start) = (Groups::new(HOLD, 100), Instant::now());
-        groups.add(key("g"), 3, ticket(1), 1, start);
-        groups.add(key("h"), 3, ticket(2), 2, start + HOLD / 2);
+        groups.add(&key("g"), 3, ticket(1), 1, start);
+        groups.add(&key("h"), 3, ticket(2), 2, start + HOLD / 2);
         assert_eq!(groups.next_due(), Some(start + HOLD));
         assert_eq!(groups.take_due(start + HOLD / 2).len(), 0);
         let due = groups.take_due(start + HOLD);
@@ -302,13 +302,13 @@ mod tests {
         let (mut groups, now) = (Groups::new(HOLD, 4), Instant::now());
         for sequence in 1..4 {
             let group = key(&format!("g{sequence}"));
-            let entry = groups.add(group, 8, ticket(sequence), sequence, now);
+            let entry = groups.add(&group, 8, ticket(sequence), sequence, now);
             assert_eq!(sequences(entry), []);
         }
         let mut elsewhere = key("x");
         elsewhere.pool = "q".parse().unwrap();
-        assert_eq!(sequences(groups.add(elsewhere, 8, ticket(9), 9, now)), []);
-        let entry = groups.add(key("g4"), 8, ticket(4), 4, now);
+        assert_eq!(sequences(groups.add(&elsewhere, 8, ticket(9), 9, now)), []);
+        let entry = groups.add(&key("g4"), 8, ticket(4), 4, now);
         assert_eq!(sequences(entry), [(1, 1)]);
     }
 
@@ -316,15 +316,15 @@ mod tests {
     fn a_refused_group_is_refused_as_a_whole_and_an_admitted_one_is_not() {
         let (mut groups, now) = (Groups::new(HOLD, 100), Instant::now());
         let error = ErrorInfo::new(ErrorCode::QuotaExceeded, "full");
-        groups.add(key("g"), 3, ticket(1), 1, now);
-        groups.add(key("g"), 3, ticket(2), 2, now);
+        groups.add(&key("g"), 3, ticket(1), 1, now);
+        groups.add(&key("g"), 3, ticket(2), 2, now);
         assert_eq!(groups.refuse(&key("g"), &error, now), [1, 2]);
-        let late = groups.add(key("g"), 3, ticket(3), 3, now);
+        let late = groups.add(&key("g"), 3, ticket(3), 3, now);
         assert_eq!(late, Entry::Refuse(3, error.clone()));
-        groups.add(key("h"), 1, ticket(4), 4, now);
+        groups.add(&key("h"), 1, ticket(4), 4, now);
         assert_eq!(groups.refuse(&key("h"), &error, now), Vec::<u64>::new());
         assert_eq!(
-            sequences(groups.add(key("h"), 1, ticket(5), 5, now)),
+            sequences(groups.add(&key("h"), 1, ticket(5), 5, now)),
             [(5, 4)]
         );
     }
@@ -334,8 +334,8 @@ mod tests {
         let (mut groups, now) = (Groups::new(HOLD, 100), Instant::now());
         let mut expiring = ticket(1);
         expiring.deadline = Some(Timestamp(5));
-        groups.add(key("g"), 9, expiring, 1, now);
-        groups.add(key("g"), 9, ticket(2), 2, now);
+        groups.add(&key("g"), 9, expiring, 1, now);
+        groups.add(&key("g"), 9, ticket(2), 2, now);
         assert_eq!(groups.take_expired(Timestamp(5)), [1]);
         let mut notice = CancelNotice {
             tenant: "u".parse().unwrap(),
@@ -364,7 +364,7 @@ mod tests {
                 now += Duration::from_millis(pause);
                 out.extend(groups.take_due(now).into_iter().map(|(_, value)| value));
                 came.insert(sequence, now);
-                let entry = groups.add(key(&format!("g{group}")), size, ticket(sequence), sequence, now);
+                let entry = groups.add(&key(&format!("g{group}")), size, ticket(sequence), sequence, now);
                 if let Entry::Queue(all) = entry {
                     out.extend(all.into_iter().map(|(_, value)| value));
                 }

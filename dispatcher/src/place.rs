@@ -97,7 +97,7 @@ pub(crate) async fn run(fleet: &Fleet, mut job: Box<Job>, work: Work) -> Placed 
     propagate::set_parent(&span, &trace);
     async {
         let done = match work {
-            Work::Place => place(fleet, &mut job, &trace).await,
+            Work::Place => Box::pin(place(fleet, &mut job, &trace)).await,
             Work::Cancel(cause) => {
                 let terminal = Address::of(&job.request).cancelled(&job.digest, cause);
                 end(fleet, &mut job, &terminal, &trace).await
@@ -246,7 +246,7 @@ async fn over(fleet: &Fleet, job: &mut Job, terminal: &Terminal) -> Result<Done,
         return conflict(fleet, job, first).await;
     }
     // Whoever stored it may have died before it could count it.
-    cancel::count(fleet, &job.request, terminal).await;
+    Box::pin(cancel::count(fleet, &job.request, terminal)).await;
     job.tell(terminal.outcome);
     settle(&job.delivery, Ok(())).await;
     Ok(Done::Ended)

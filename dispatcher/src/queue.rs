@@ -15,6 +15,10 @@ use crate::shares::Shares;
 /// Picks out of twelve for high, normal and low where all three wait.
 const WEIGHTS: [u32; 3] = [8, 3, 1];
 
+/// A level that was passed over so often goes next, whatever the others are owed: what one had
+/// ahead of its share must not add up to a longer wait than a whole round.
+const MOST_PASSED_OVER: u32 = 11;
+
 /// Where an entry stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ticket {
@@ -46,6 +50,8 @@ type Tenants<T> = Shares<TenantId, Shares<RunId, Entries<T>>>;
 pub(crate) struct FairQueue<T> {
     /// By level: 0 is the highest.
     levels: Shares<usize, Tenants<T>>,
+    /// How many picks in a row went to others while this level waited.
+    passed_over: [u32; 3],
     by_sequence: HashMap<u64, Ticket>,
     by_task: HashMap<(TenantId, TaskId), BTreeSet<u64>>,
     by_deadline: BTreeSet<(Timestamp, u64)>,
@@ -55,6 +61,7 @@ impl<T> Default for FairQueue<T> {
     fn default() -> Self {
         Self {
             levels: Shares::default(),
+            passed_over: [0; 3],
             by_sequence: HashMap::new(),
             by_task: HashMap::new(),
             by_deadline: BTreeSet::new(),
@@ -115,9 +122,7 @@ impl<T> FairQueue<T> {
 
     /// Takes the entry whose turn it is, among tenants that may go.
     pub(crate) fn pop(&mut self, may_go: impl Fn(&TenantId) -> bool) -> Option<T> {
-        let level = *self
-            .levels
-            .next(|_, tenants| tenants.any(|tenant, _| may_go(tenant)))?;
+        let level = self.next_level(&may_go)?;
         let tenants = self.levels.get(&level)?;
         let tenant = tenants.next(|tenant, _| may_go(tenant))?.clone();
         let runs = tenants.get(&tenant)?;
@@ -127,6 +132,21 @@ impl<T> FairQueue<T> {
         tenants.charge(&tenant);
         self.levels.charge(&level);
         self.take(sequence)
+    }
+
+    fn next_level(&mut self, may_go: impl Fn(&TenantId) -> bool) -> Option<usize> {
+        let ready = |tenants: &Tenants<T>| tenants.any(|tenant, _| may_go(tenant));
+        let passed_over = self.passed_over;
+        let overdue = |level: &usize| passed_over[*level] >= MOST_PASSED_OVER;
+        let chosen = *self
+            .levels
+            .next(|level, tenants| overdue(level) && ready(tenants))
+            .or_else(|| self.levels.next(|_, tenants| ready(tenants)))?;
+        for (level, count) in self.passed_over.iter_mut().enumerate() {
+            let waits = level != chosen && self.levels.get(&level).is_some_and(|t| ready(t));
+            *count = if waits { *count + 1 } else { 0 };
+        }
+        Some(chosen)
     }
 
     /// Takes every entry that a notice means.

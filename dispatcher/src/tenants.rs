@@ -168,6 +168,19 @@ mod tests {
     }
 
     #[test]
+    fn what_the_documentation_shows_is_taken() {
+        let page = include_str!("../../docs/operations.md");
+        let (_, section) = page.split_once("\n## Tenants\n").unwrap();
+        let (_, text) = section.split_once("```yaml\n").unwrap();
+        let (text, _) = text.split_once("```").unwrap();
+        let file = config::File::from_str(text, config::FileFormat::Yaml);
+        let read = config::Config::builder().add_source(file).build().unwrap();
+        let tenants: Vec<TenantOptions> = read.get("tenants").unwrap();
+        assert_eq!(problems(&tenants), Vec::<String>::new());
+        assert_eq!((tenants[0].weight, tenants[0].max_sessions), (4, Some(50)));
+    }
+
+    #[test]
     fn all_problems_are_told() {
         let named = |name: &str| TenantOptions {
             name: name.to_owned(),

@@ -200,6 +200,34 @@ async fn a_run_and_a_group_are_cancelled_and_stay_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_dispatcher_answers_the_one_that_holds_a_task_ends_it() {
+    let fleet = Fleet::start().await;
+    let second = fleet.second_dispatcher().await;
+    let tasks: Vec<TaskRequest> = (0..16).map(|_| task()).collect();
+    for task in &tasks {
+        fleet.submit(task).await;
+    }
+    until("everything is queued", async || {
+        let credit = fleet.lease.credits().await.unwrap();
+        let credit = credit.get(&"py".parse().unwrap())?.clone();
+        (credit.queued == 16).then_some(())
+    })
+    .await;
+    // Without the run only the one that holds it can end it at once; either may be asked.
+    for task in &tasks {
+        let request = CancelRequest::task(acme(), task.id, None);
+        let reply = cancel(&fleet, &request).await;
+        assert_eq!(reply["state"], "cancelled", "{reply}");
+        let stored = fleet.broker.terminal_of(&acme(), &r1(), task.id).await;
+        assert_eq!(stored.unwrap().unwrap().outcome, Outcome::Cancelled);
+    }
+    let never = CancelRequest::task(acme(), TaskId::new(), None);
+    assert_eq!(cancel(&fleet, &never).await["state"], "unknown");
+    fleet.requests_settled().await;
+    second.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_newest_requests_beyond_the_quota_are_refused() {
     let mut own = limits("acme");
     own.max_queued = Some(3);

@@ -131,6 +131,18 @@ impl Fleet {
         .await;
     }
 
+    /// Another one with the same configuration, until the token is cancelled.
+    pub(crate) async fn second_dispatcher(&self) -> CancellationToken {
+        let (shutdown, second) = (CancellationToken::new(), readiness());
+        let running = run_with(self.options.clone(), shutdown.clone(), second.clone());
+        self.group.spawn("second dispatcher", running);
+        until("the second dispatcher is ready", async || {
+            second.is_ready().then_some(())
+        })
+        .await;
+        shutdown
+    }
+
     pub(crate) async fn stop_dispatcher(&mut self) {
         self.shutdown.cancel();
         let running = self.dispatcher.take().unwrap();
