@@ -183,7 +183,7 @@ mod tests {
             run: name.parse().unwrap(),
             group: None,
         };
-        let mut admit = |table: &mut JobTable, family| match table.admit(&key(1), 1, family, now) {
+        let admit = |table: &mut JobTable, family| match table.admit(&key(1), 1, family, now) {
             Admission::Run(cancel) => cancel,
             other => panic!("{other:?}"),
         };
