@@ -150,18 +150,18 @@ impl Attempt<'_> {
             };
             run.close(Closed::new(StepEnd::NoTime(Limit::Task), killed));
         }
-        let flushed = match interrupted {
-            None => tokio::select! {
+        let mut flushed = None;
+        if interrupted.is_none() {
+            tokio::select! {
                 biased;
-                why = &mut interrupt => {
-                    interrupted = Some(why);
-                    None
-                }
-                done = run.attempt.stream.finish() => Some(done),
-            },
-            Some(Interrupt::Cancelled(_)) => Some(run.attempt.stream.finish().await),
-            Some(_) => None,
-        };
+                why = &mut interrupt => interrupted = Some(why),
+                done = run.attempt.stream.finish() => flushed = Some(done),
+            }
+        }
+        // Also where it was cancelled while its last frames were on their way.
+        if let (None, Some(Interrupt::Cancelled(_))) = (&flushed, interrupted) {
+            flushed = Some(run.attempt.stream.finish().await);
+        }
         if let Some(Err(error)) = flushed {
             run.ends = vec![StepEnd::Unable(Chain(&error).to_string())];
         }
