@@ -93,6 +93,7 @@ async fn all(options: &Options, faults: Vec<Fault>, folder: &Path) -> Table {
         full: options.full,
         pace: options.pace(),
         keep: options.keep,
+        mutation: options.mutate.clone(),
     };
     let mut waiting = options
         .seeds()
@@ -109,6 +110,7 @@ async fn all(options: &Options, faults: Vec<Fault>, folder: &Path) -> Table {
                 break;
             };
             let folder = folder.join(format!("{}-{seed}", fault.name));
+            let terms = terms.clone();
             running.spawn(async move { Box::pin(guarded(fault, seed, terms, folder)).await });
         }
         let Some(ended) = running.join_next().await else {

@@ -39,6 +39,10 @@ pub struct Options {
     /// Runs at the same time
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub jobs: usize,
+    /// Set this point of `docs/faults.md` in every daemon that has it: shows that the harness
+    /// finds what is broken on purpose
+    #[arg(long, value_name = "POINT")]
+    pub mutate: Option<String>,
     /// Keep the histories and logs of good runs too
     #[arg(long)]
     pub keep: bool,

@@ -36,12 +36,13 @@ impl Points {
         self.folder.join(point)
     }
 
-    /// For a daemon's configuration: dies at each of these once it is armed.
-    pub(crate) fn config(&self, points: &[&str]) -> Value {
-        let each = points
-            .iter()
-            .map(|point| format!("{point}=return({})", self.file(point).display()));
-        json!({"telemetry": {"failpoints": each.collect::<Vec<_>>().join(";")}})
+    /// For a daemon's configuration: dies at each of these once it is armed,
+    /// and breaks a rule for good where there is a mutation.
+    pub(crate) fn config(&self, points: &[&str], mutation: Option<&str>) -> Value {
+        let armed = |point: &&str| format!("{point}=return({})", self.file(point).display());
+        let mutation = mutation.map(|point| format!("{point}=return"));
+        let each: Vec<String> = points.iter().map(armed).chain(mutation).collect();
+        json!({"telemetry": {"failpoints": each.join(";")}})
     }
 
     /// The next daemon that comes to this point dies there.
@@ -73,10 +74,14 @@ mod tests {
     async fn a_point_fires_once() {
         let folder = tempfile::tempdir().unwrap();
         let points = Points::new(folder.path()).unwrap();
-        let config = points.config(&["worker.fetched", "worker.settled"]);
+        let config = points.config(&["worker.fetched"], Some("worker.zombie"));
         let told = config["telemetry"]["failpoints"].as_str().unwrap();
         let file = folder.path().join("points/worker.fetched");
-        assert!(told.starts_with(&format!("worker.fetched=return({});", file.display())));
+        let wanted = format!(
+            "worker.fetched=return({});worker.zombie=return",
+            file.display()
+        );
+        assert_eq!(told, wanted);
         points.arm("worker.fetched").unwrap();
         assert!(!points.fired("worker.fetched", Duration::ZERO).await);
         assert!(!file.exists(), "it is disarmed");

@@ -25,18 +25,19 @@ const STRIKE: Duration = Duration::from_secs(300);
 const LATE: Duration = Duration::from_secs(30);
 
 /// What a run is told beside its fault and seed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Terms {
     pub(crate) full: bool,
     pub(crate) pace: Pace,
     pub(crate) keep: bool,
+    pub(crate) mutation: Option<String>,
 }
 
 /// Does it in a folder of its own, which is gone afterwards unless something
 /// is wrong.
 pub(crate) async fn run(fault: Fault, seed: u64, terms: Terms, folder: &Path) -> Report {
     let began = Instant::now();
-    let verdict = match Box::pin(attempt(&fault, seed, terms, folder)).await {
+    let verdict = match Box::pin(attempt(&fault, seed, terms.clone(), folder)).await {
         Ok(figures) => Verdict::Ran(figures),
         Err(error) => Verdict::Broken(format!("{error:#}")),
     };
@@ -58,6 +59,7 @@ async fn attempt(fault: &Fault, seed: u64, terms: Terms, folder: &Path) -> anyho
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut shape = Shape {
         pace: terms.pace,
+        mutation: terms.mutation,
         ..Shape::default()
     };
     (fault.shape)(&mut shape, terms.full);

@@ -63,6 +63,8 @@ pub(crate) struct Shape {
     pub(crate) worker_config: Value,
     /// Daemons can be told to die at a point of their way.
     pub(crate) points: bool,
+    /// A point that is set in every daemon that has it, for good.
+    pub(crate) mutation: Option<String>,
     /// Daemons that end by themselves are started again.
     pub(crate) supervised: bool,
 }
@@ -85,6 +87,7 @@ impl Default for Shape {
             dispatcher_config: json!({}),
             worker_config: json!({}),
             points: false,
+            mutation: None,
             supervised: false,
         }
     }

@@ -174,13 +174,20 @@ impl World {
             "telemetry": {"history": self.log.file(&name)},
         });
         merge(&mut config, ours);
-        if self.shape.points {
-            let points = match who {
-                Who::Worker(_) => points::of_workers(),
-                _ => points::of_dispatchers(),
-            };
-            merge(&mut config, self.points.config(&points));
-        }
+        let points = match who {
+            _ if !self.shape.points => Vec::new(),
+            Who::Worker(_) => points::of_workers(),
+            _ => points::of_dispatchers(),
+        };
+        let mutation = self.shape.mutation.as_deref();
+        let ours = |point: &&str| match who {
+            Who::Worker(_) => !point.starts_with("dispatcher."),
+            _ => point.starts_with("dispatcher."),
+        };
+        merge(
+            &mut config,
+            self.points.config(&points, mutation.filter(ours)),
+        );
         let file = self.folder.join(format!("{name}.yaml"));
         // JSON is YAML too.
         std::fs::write(&file, format!("{config:#}\n"))
