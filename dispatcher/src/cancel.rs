@@ -29,7 +29,7 @@ const AT_ONCE: usize = 32;
 /// How long the gate may take before the answer is that it will decide.
 const GATE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long other dispatchers may take to say that they hold a task.
-const OTHERS_PATIENCE: Duration = Duration::from_millis(200);
+const OTHERS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The answer to whoever asked.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,6 +228,10 @@ impl One<'_> {
             cause: CancelCause::Asked,
         };
         if let Some(state) = dropped(&notice, events).await {
+            if state == State::Cancelling {
+                // It may just have been placed.
+                broadcast(fleet, &notice, None).await;
+            }
             return Ok(state);
         }
         let Some(run) = self.run else {

@@ -1,11 +1,13 @@
 //! The one loop that owns the queue: it takes jobs in, has them placed, and waits for pools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use broker_schema::event::OfferHint;
-use broker_schema::{CancelNotice, ErrorInfo, Notices, PoolId, TenantId, Timestamp, codec};
+use broker_schema::{
+    CancelNotice, ErrorInfo, Notices, Outcome, PoolId, TenantId, Timestamp, codec,
+};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -37,8 +39,8 @@ type UnderWay = BoxFuture<'static, Done>;
 struct Done {
     pool: PoolId,
     tenant: TenantId,
-    /// Whether it was a placement, which is counted.
-    placing: bool,
+    /// The request's, where it was a placement.
+    placing: Option<u64>,
     /// `None` where it panicked: its request comes again by itself.
     placed: Option<Placed>,
 }
@@ -49,6 +51,8 @@ pub(crate) struct Dispatch {
     /// Whose turn it is among the pools.
     last: Option<PoolId>,
     under_way: FuturesUnordered<UnderWay>,
+    /// Requests that are being placed, and who is to be told should they come back.
+    placing: HashMap<u64, (Ticket, Option<oneshot::Sender<Outcome>>)>,
     /// Tenants that have quotas, while they have something to place.
     gates: BTreeMap<TenantId, TenantGate>,
     /// Jobs that wait for the others of their groups.
@@ -73,6 +77,7 @@ impl Dispatch {
             terms: fleet.leadership.subscribe(),
             groups: Groups::new(fleet.options.timings.group_hold, fleet.options.window),
             gates: BTreeMap::new(),
+            placing: HashMap::new(),
             notices: Notices::default(),
             fleet,
             lines: BTreeMap::new(),
@@ -246,7 +251,10 @@ impl Dispatch {
 
     fn start(&mut self, job: Box<Job>, work: Work) {
         let (pool, tenant) = (job.request.pool.clone(), job.request.tenant.clone());
-        let placing = work == Work::Place;
+        let placing = (work == Work::Place).then_some(job.ticket.sequence);
+        if let Some(sequence) = placing {
+            self.placing.insert(sequence, (job.ticket.clone(), None));
+        }
         let fleet = self.fleet.clone();
         let task = self.fleet.group.spawn("place", async move {
             Box::pin(place::run(&fleet, job, work)).await
@@ -269,7 +277,9 @@ impl Dispatch {
             placing,
             placed,
         } = done;
-        if placing {
+        let mut told = None;
+        if let Some(sequence) = placing {
+            told = self.placing.remove(&sequence).and_then(|(_, told)| told);
             let line = self.line(&pool);
             line.claiming = line.claiming.saturating_sub(1);
             if let Some(gate) = self.gates.get_mut(&tenant) {
@@ -285,11 +295,13 @@ impl Dispatch {
                 self.fleet.grants.add(&pool);
             }
             Some(Placed::Settled { granted: false }) | None => {}
-            Some(Placed::NoneWarm(job)) => {
+            Some(Placed::NoneWarm(mut job)) => {
+                job.told = job.told.or(told);
                 self.line(&pool).pace.none_warm();
                 self.put_back(job);
             }
-            Some(Placed::OverQuota(job)) => {
+            Some(Placed::OverQuota(mut job)) => {
+                job.told = job.told.or(told);
                 // A probe that said nothing about the pool must not leave it halted.
                 self.line(&pool).pace.hint();
                 if let Some(gate) = self.gates.get_mut(&tenant) {
@@ -297,7 +309,8 @@ impl Dispatch {
                 }
                 self.put_back(job);
             }
-            Some(Placed::Later(job, wait)) => {
+            Some(Placed::Later(mut job, wait)) => {
+                job.told = job.told.or(told);
                 self.line(&pool).pace.hint();
                 self.postpone(job, wait);
             }
@@ -321,6 +334,15 @@ impl Dispatch {
                     job.told = Some(told);
                     heard.push(hear);
                     self.start(job, Work::Cancel(notice.cause));
+                }
+                // What is being placed ends when it comes back; else it was placed or has ended,
+                // and nobody is told how.
+                for (ticket, told) in self.placing.values_mut() {
+                    if ticket.is_meant(&notice) {
+                        let (teller, hear) = oneshot::channel();
+                        *told = Some(teller);
+                        heard.push(hear);
+                    }
                 }
                 // Nobody waits for the answer where the receiver is gone.
                 let _ = found.send(heard);
