@@ -58,6 +58,18 @@ pub enum ClientError {
     },
     #[error("cannot cancel task {task}: {detail}")]
     Cancel { task: TaskId, detail: String },
+    #[error("cannot cancel in run {run}: {detail}")]
+    CancelRun { run: RunId, detail: String },
+    #[error(
+        "no credit of pool {pool} within {waited:?}: is it a pool of this fleet, and does a dispatcher run?"
+    )]
+    NoCredit { pool: PoolId, waited: Duration },
+    #[error("cannot listen for the credit of pool {pool}")]
+    Credit {
+        pool: PoolId,
+        #[source]
+        source: BrokerError,
+    },
     #[error("cannot read the results of run {run}")]
     Results {
         run: RunId,
@@ -67,6 +79,18 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether it is about one stored message that is not what it should be: what follows it can
+    /// be read all the same.
+    pub fn unreadable(&self) -> bool {
+        matches!(
+            self,
+            Self::Results {
+                source: BrokerError::Unreadable { .. },
+                ..
+            }
+        )
+    }
+
     /// The stable code under which a person finds this in the documentation.
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -80,10 +104,13 @@ impl ClientError {
             | Self::Submit { source, .. }
             | Self::Terminal { source, .. }
             | Self::Output { source, .. }
+            | Self::Credit { source, .. }
             | Self::Results { source, .. } => source.code(),
             Self::NoTerminal { .. } => ErrorCode::SandboxLost,
             Self::OutputDamaged { .. } => ErrorCode::Internal,
-            Self::Cancel { .. } => ErrorCode::NatsUnreachable,
+            Self::Cancel { .. } | Self::CancelRun { .. } | Self::NoCredit { .. } => {
+                ErrorCode::NatsUnreachable
+            }
             Self::SessionRefused { terminal, .. } => terminal
                 .error
                 .as_ref()

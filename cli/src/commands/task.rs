@@ -28,6 +28,7 @@ Example of a file:
   name: greet
   timeout: 10s
   retries: 2           # further attempts, each in a fresh sandbox
+  ttlSecondsAfterFinished: 3600   # its results are removed after an hour
   steps:
     - {type: FilePatch, path: hello.py, content: \"print('hi')\"}
     - {type: Command, command: [python3, hello.py]}
@@ -106,6 +107,7 @@ fn request(client: &Client, doc: TaskDoc, args: &Args) -> Result<TaskRequest, Fa
     request.continue_on_failure = doc.continue_on_failure;
     request.env = doc.env;
     request.retries = doc.retries;
+    request.ttl_seconds_after_finished = doc.ttl_seconds_after_finished;
     Ok(request)
 }
 

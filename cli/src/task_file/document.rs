@@ -57,6 +57,8 @@ struct Bare {
     timeout: Option<String>,
     #[serde(default)]
     retries: u32,
+    #[serde(alias = "ttl_seconds_after_finished")]
+    ttl_seconds_after_finished: Option<u64>,
     #[serde(default, alias = "continue_on_failure")]
     continue_on_failure: bool,
     #[serde(default)]
@@ -107,17 +109,12 @@ fn manifest(value: Value) -> Result<TaskDoc, Problem> {
             "spec.sandboxRef: no sandbox called {sandbox:?} is kept here, the task gets a fresh one of its pool"
         ));
     }
-    if spec.ttl_seconds_after_finished.is_some() {
-        notes.push(
-            "spec.ttlSecondsAfterFinished: results are kept as long as the fleet keeps all results"
-                .to_owned(),
-        );
-    }
     Ok(TaskDoc {
         name: Some(manifest.metadata.name),
         pool: spec.pool_ref,
         timeout_ms: timeout("spec", spec.timeout)?,
         retries: retries("spec", spec.retries)?,
+        ttl_seconds_after_finished: spec.ttl_seconds_after_finished,
         steps: some_steps("spec", spec.steps)?,
         notes,
         ..TaskDoc::default()
@@ -133,6 +130,7 @@ fn bare(value: Value) -> Result<TaskDoc, Problem> {
         priority: doc.priority,
         timeout_ms: timeout("", doc.timeout)?,
         retries: retries("", doc.retries)?,
+        ttl_seconds_after_finished: doc.ttl_seconds_after_finished,
         continue_on_failure: doc.continue_on_failure,
         env: doc.env,
         steps: some_steps("", doc.steps)?,

@@ -27,6 +27,8 @@ pub(crate) struct TaskDoc {
     pub(crate) timeout_ms: Option<u64>,
     /// How often the task is submitted again when it did not succeed.
     pub(crate) retries: u8,
+    /// Its results are removed so long after its end.
+    pub(crate) ttl_seconds_after_finished: Option<u64>,
     pub(crate) continue_on_failure: bool,
     pub(crate) env: BTreeMap<String, Blob>,
     pub(crate) steps: Vec<Step>,
