@@ -494,13 +494,14 @@ mod tests {
 
     #[test]
     fn groups_and_weights_are_bounded() {
+        type Change = fn(&mut TaskRequest);
         let mut good = task(vec![Step::command(["true"])]);
         good.group = Some("g".parse().unwrap());
         good.group_size = Some(8);
         good.min_valid = Some(8);
         good.run_weight = Some(1000);
         assert_eq!(problems(&good), []);
-        let cases: [(fn(&mut TaskRequest), &str); 6] = [
+        let cases: [(Change, &str); 6] = [
             (|t| t.group = None, "group_size"),
             (|t| t.group_size = Some(0), "group_size"),
             (|t| t.group_size = Some(1025), "group_size"),

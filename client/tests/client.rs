@@ -487,6 +487,7 @@ async fn cancelling_asks_the_dispatcher() {
         let message = asked.next().await.unwrap();
         let reply = CancelReply {
             state: CancelState::Cancelling,
+            error: None,
         };
         let payload = codec::encode(&reply, Format::MessagePack).unwrap();
         broker

@@ -316,7 +316,7 @@ mod tests {
                 match event {
                     0 => { line.remove(&key); }
                     1 => { line.member(&key, weights[key]); }
-                    2 => { if !held.remove(&key) { held.insert(key); } }
+                    2 if !held.remove(&key) => { held.insert(key); }
                     _ => {}
                 }
                 let chosen = turn(&mut line, |key| !held.contains(&key)).unwrap();

@@ -23,11 +23,11 @@ fn limits(name: &str) -> TenantOptions {
 
 /// A fleet whose dispatcher has this to say about tenants.
 async fn fleet_with(tenants: Vec<TenantOptions>) -> Fleet {
-    let mut fleet = Fleet::start().await;
+    let mut fleet = Box::pin(Fleet::start()).await;
     if !tenants.is_empty() {
         fleet.stop_dispatcher().await;
         fleet.options.tenants = tenants;
-        fleet.start_dispatcher().await;
+        Box::pin(fleet.start_dispatcher()).await;
     }
     fleet
 }
