@@ -279,21 +279,19 @@ async fn unremembered(shared: &Shared, placement: &Placement) -> Option<Terminal
         .broker
         .terminal_of(&task.tenant, &task.run, task.id)
         .await;
-    match stored {
-        Ok(Some(_)) => None,
-        // The gate will tell whether there is one.
-        Ok(None) | Err(_) => {
-            let finding = farewell_of(shared, placement).map_or_else(
-                || {
-                    let why = "it has run before, and what it came to was lost";
-                    let error = ErrorInfo::new(ErrorCode::Internal, why);
-                    Finding::new(Outcome::DeadLettered, why).with(error)
-                },
-                |farewell| farewell.finding(),
-            );
-            Some(terminal(placement, finding, None, false))
-        }
+    if let Ok(Some(_)) = stored {
+        return None;
     }
+    // Where nobody could tell, the gate will.
+    let finding = farewell_of(shared, placement).map_or_else(
+        || {
+            let why = "it has run before, and what it came to was lost";
+            let error = ErrorInfo::new(ErrorCode::Internal, why);
+            Finding::new(Outcome::DeadLettered, why).with(error)
+        },
+        |farewell| farewell.finding(),
+    );
+    Some(terminal(placement, finding, None, false))
 }
 
 /// Tells a session's task that its sandbox is not here.

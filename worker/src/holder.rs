@@ -4,21 +4,22 @@
 //! next task, straight from the fetch loop: nothing stands between its arrival and the sidecar.
 //! When it ends, whoever comes for it later is told why.
 
+mod interrupt;
+mod session;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use broker_schema::pool::PoolSpec;
 use broker_schema::{
-    CancelCause, Outcome, RequestLimits, SandboxRef, SessionOptions, TaskId, TaskRequest, TenantId,
-    Timestamp,
+    Outcome, RequestLimits, SandboxRef, SessionOptions, TaskId, TenantId, Timestamp,
 };
 use remuda_lease::{Finished, Renewal};
 use remuda_telemetry::history::{self, Event};
 use remuda_telemetry::propagate::set_parent;
 use remuda_telemetry::{Chain, TraceHeaders, failpoint};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::backend::Sandbox;
@@ -31,12 +32,8 @@ use crate::metrics::AttemptEnd;
 use crate::outcome::{Finding, Interrupt, Verdict, cancelled, expired, judge};
 use crate::shared::{Job, Shared, Stop};
 use crate::stream::Stream;
-
-/// A session's task that runs for so long is written down in Redis, for `remuda ps` and for
-/// those who want to cancel it. Shorter ones are over before anybody could.
-const ASSIGN_AFTER: Duration = Duration::from_millis(200);
-/// How long a terminal is tried to be stored once the worker was told to end at once.
-const LAST_WORD: Duration = Duration::from_secs(3);
+use interrupt::{assign, given_up, interrupt, told};
+use session::{Session, far_future};
 
 pub(crate) struct Holder {
     pub(crate) shared: Arc<Shared>,
@@ -48,41 +45,6 @@ pub(crate) struct Holder {
     pub(crate) past: Past,
     /// Whose session it is, once it is one.
     pub(crate) session_of: Option<TenantId>,
-}
-
-/// An open session.
-#[derive(Debug, Clone, Copy)]
-struct Session {
-    options: SessionOptions,
-    /// It closes when there was no task until then.
-    idle_at: Instant,
-    ends: Instant,
-}
-
-impl Session {
-    fn open(options: SessionOptions) -> Self {
-        Self {
-            options,
-            idle_at: after(options.idle_timeout_ms),
-            ends: after(options.max_life_ms),
-        }
-    }
-
-    /// A task has ended: from now on it idles.
-    fn used(&mut self) {
-        self.idle_at = after(self.options.idle_timeout_ms);
-    }
-
-    /// Its worker leaves: it goes on for as long as it is in use.
-    fn hurry(&mut self, grace: Duration) {
-        self.idle_at = self.idle_at.min(Instant::now() + grace);
-    }
-}
-
-fn after(millis: u64) -> Instant {
-    Instant::now()
-        .checked_add(Duration::from_millis(millis))
-        .unwrap_or_else(far_future)
 }
 
 /// What becomes of the sandbox after a task.
@@ -98,7 +60,14 @@ struct End {
     /// What later tasks of its session are told.
     farewell: Farewell,
     /// A task that goes back to the dispatcher once nothing of it can run any more.
-    back: Option<(Job, String, Back)>,
+    back: Option<Box<Returned>>,
+}
+
+/// A task that goes back, and why.
+struct Returned {
+    job: Job,
+    why: String,
+    back: Back,
 }
 
 impl End {
@@ -108,6 +77,15 @@ impl End {
             farewell,
             back: None,
         }
+    }
+}
+
+impl Next {
+    fn back(job: Job, why: String, back: Back, held: bool) -> Self {
+        Self::Close(End {
+            back: Some(Box::new(Returned { job, why, back })),
+            ..End::new(held, Farewell::closed())
+        })
     }
 }
 
@@ -142,7 +120,8 @@ impl Holder {
             self.shared.pool_wake.notify_one();
         }
         let returned = back.is_some();
-        if let Some((job, why, back)) = back {
+        if let Some(back) = back {
+            let Returned { job, why, back } = *back;
             // Frees the lease too.
             finish::hand_back(self.shared.clone(), job, &why, back).await;
         }
@@ -251,11 +230,11 @@ impl Holder {
         }
         if job.placement.task.keep_alive.is_some() && self.shared.draining() {
             let why = "the worker is leaving".to_owned();
-            return self.back(job, why, Back::Leaving, true);
+            return Next::back(job, why, Back::Leaving, true);
         }
         if !self.in_time(&job).await {
             let why = "its lease ran out while the placement was under way";
-            return self.back(job, why.to_owned(), Back::Fault, false);
+            return Next::back(job, why.to_owned(), Back::Fault, false);
         }
         job.begin();
         let assigned = AtomicBool::new(false);
@@ -284,7 +263,7 @@ impl Holder {
         match verdict {
             Verdict::Finish(finding) if again(&job, &finding) => {
                 let why = format!("{}: {}", finding.outcome, finding.evidence);
-                self.back(job, why, Back::Retry, true)
+                Next::back(job, why, Back::Retry, true)
             }
             Verdict::Finish(finding) => {
                 let (tenant, task) = (job.placement.task.tenant.clone(), job.placement.task.id);
@@ -300,7 +279,7 @@ impl Holder {
                     Some(Interrupt::Shutdown) => Back::Leaving,
                     _ => Back::Fault,
                 };
-                self.back(job, why, back, held)
+                Next::back(job, why, back, held)
             }
             Verdict::Quiet => self.quiet(&job),
         }
@@ -339,13 +318,6 @@ impl Holder {
             attempt: job.placement.attempt,
         });
         Next::Close(End::new(false, Farewell::lease_overdue()))
-    }
-
-    fn back(&self, job: Job, why: String, back: Back, held: bool) -> Next {
-        Next::Close(End {
-            back: Some((job, why, back)),
-            ..End::new(held, Farewell::closed())
-        })
     }
 
     /// Says how it ended, and whether the sandbox is kept.
@@ -450,30 +422,6 @@ impl Holder {
     }
 }
 
-/// Resolves when the holder is told something that it has not heeded.
-async fn told(stop: &mut watch::Receiver<Stop>, leaving: bool) -> Stop {
-    let new = |stop: &Stop| match stop {
-        Stop::No => false,
-        Stop::Drain => !leaving,
-        Stop::Cancelled | Stop::LeaseLost | Stop::LeaseOverdue | Stop::Shutdown => true,
-    };
-    // A failed wait means that nobody is left who could stop it.
-    stop.wait_for(new).await.map_or(Stop::Shutdown, |why| *why)
-}
-
-/// Resolves a little after the worker was told to end at once.
-async fn given_up(mut stop: watch::Receiver<Stop>) {
-    if stop.wait_for(|stop| *stop == Stop::Shutdown).await.is_ok() {
-        tokio::time::sleep(LAST_WORD).await;
-    } else {
-        std::future::pending().await
-    }
-}
-
-fn far_future() -> Instant {
-    Instant::now() + Duration::from_secs(365 * 24 * 3600)
-}
-
 /// Whether a sandbox is of use after an opening that ended like this.
 fn worth_keeping(outcome: Outcome) -> bool {
     matches!(
@@ -501,52 +449,4 @@ fn unfit(job: &Job) -> Option<Finding> {
     }
     let passed = task.deadline.is_some_and(|at| at <= Timestamp::now());
     passed.then(|| expired("the deadline passed before the first step"))
-}
-
-/// Resolves when the attempt is to stop.
-async fn interrupt(
-    stop: &mut watch::Receiver<Stop>,
-    job: &Job,
-    assignment: impl Future<Output = Interrupt>,
-) -> Interrupt {
-    tokio::select! {
-        biased;
-        why = stop.wait_for(|stop| !matches!(stop, Stop::No | Stop::Drain)) => {
-            match why.map_or(Stop::Shutdown, |why| *why) {
-                Stop::LeaseLost => Interrupt::LeaseLost,
-                Stop::LeaseOverdue => Interrupt::LeaseOverdue,
-                Stop::Cancelled => Interrupt::Cancelled(CancelCause::Run),
-                Stop::No | Stop::Drain | Stop::Shutdown => Interrupt::Shutdown,
-            }
-        }
-        cause = job.cancel.cancelled() => Interrupt::Cancelled(cause),
-        why = assignment => why,
-    }
-}
-
-/// Writes a session's long task down; resolves only where that shows that it must stop.
-async fn assign(
-    shared: &Shared,
-    lease: &SandboxRef,
-    task: &TaskRequest,
-    session: bool,
-    assigned: &AtomicBool,
-) -> Interrupt {
-    if session {
-        tokio::time::sleep(ASSIGN_AFTER).await;
-        assigned.store(true, Ordering::Relaxed);
-        let assigning =
-            shared
-                .leases
-                .assign(lease, &task.tenant, &task.run, task.id, task.group.as_ref());
-        match Box::pin(assigning).await {
-            Ok(Renewal::Held {
-                cancelled: Some(cancelled),
-            }) => return Interrupt::Cancelled(cancelled.cause),
-            Ok(Renewal::Held { cancelled: None }) => {}
-            Ok(Renewal::Lost) => return Interrupt::LeaseLost,
-            Err(error) => tracing::debug!(error = %Chain(&error), "a task is not written down"),
-        }
-    }
-    std::future::pending().await
 }

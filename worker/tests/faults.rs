@@ -40,7 +40,11 @@ async fn alone_and_in_a_session(fleet: &Fleet, script: &[&str]) -> Terminal {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_that_talks_nonsense_loses_its_sandbox() {
     let fleet = Fleet::start(2).await;
-    let ended = alone_and_in_a_session(&fleet, &["fake:print", "x", "fake:garble"]).await;
+    let ended = Box::pin(alone_and_in_a_session(
+        &fleet,
+        &["fake:print", "x", "fake:garble"],
+    ))
+    .await;
     judged(&ended, Outcome::SandboxLost, INFRASTRUCTURE, "nonsense");
     assert_eq!(ended.error.unwrap().code, ErrorCode::SandboxLost);
     fleet.leased(0).await;
@@ -91,7 +95,7 @@ async fn what_cannot_be_killed_has_timed_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_out_of_memory_is_not_the_policys() {
     let fleet = Fleet::start(2).await;
-    let ended = alone_and_in_a_session(&fleet, &["fake:host-oom"]).await;
+    let ended = Box::pin(alone_and_in_a_session(&fleet, &["fake:host-oom"])).await;
     judged(
         &ended,
         Outcome::OomKilled,

@@ -161,7 +161,7 @@ impl Run {
                 }
                 "fake:hang" => {
                     shared.hung.store(true, Ordering::SeqCst);
-                    std::future::pending().await
+                    return std::future::pending().await;
                 }
                 "fake:immortal" => std::future::pending().await,
                 "fake:garble" => {
@@ -221,7 +221,7 @@ impl Run {
 async fn strike(shared: &Shared, after: Duration) {
     tokio::time::sleep(after).await;
     if shared.hung.load(Ordering::SeqCst) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -1,0 +1,45 @@
+//! How long a session lasts.
+
+use std::time::Duration;
+
+use broker_schema::SessionOptions;
+use tokio::time::Instant;
+
+/// An open session.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Session {
+    pub(super) options: SessionOptions,
+    /// It closes when there was no task until then.
+    pub(super) idle_at: Instant,
+    pub(super) ends: Instant,
+}
+
+impl Session {
+    pub(super) fn open(options: SessionOptions) -> Self {
+        Self {
+            options,
+            idle_at: after(options.idle_timeout_ms),
+            ends: after(options.max_life_ms),
+        }
+    }
+
+    /// A task has ended: from now on it idles.
+    pub(super) fn used(&mut self) {
+        self.idle_at = after(self.options.idle_timeout_ms);
+    }
+
+    /// Its worker leaves: it goes on for as long as it is in use.
+    pub(super) fn hurry(&mut self, grace: Duration) {
+        self.idle_at = self.idle_at.min(Instant::now() + grace);
+    }
+}
+
+fn after(millis: u64) -> Instant {
+    Instant::now()
+        .checked_add(Duration::from_millis(millis))
+        .unwrap_or_else(far_future)
+}
+
+pub(super) fn far_future() -> Instant {
+    Instant::now() + Duration::from_secs(365 * 24 * 3600)
+}
