@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use broker_schema::stream::ConsumerDef;
-use broker_schema::{RunId, Terminal, Token, codec};
+use broker_schema::{RunId, TenantId, Terminal, Token, codec};
+use remuda_telemetry::history::History;
 
 use crate::broker::{Broker, BrokerError, Delivery, Puller};
 use crate::client::Client;
 use crate::error::ClientError;
+use crate::handed::note_terminal;
 
 /// A terminal that was handed out and not acknowledged comes again after this.
 const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -23,6 +25,8 @@ const AHEAD: usize = 16;
 /// under one name share them.
 pub struct ResultConsumer {
     broker: Broker,
+    tenant: TenantId,
+    history: History,
     stream: String,
     durable: String,
     run: RunId,
@@ -61,6 +65,8 @@ impl Client {
             })?;
         Ok(ResultConsumer {
             broker: broker.clone(),
+            tenant: self.shared.tenant.clone(),
+            history: self.shared.history.clone(),
             stream: def.stream,
             durable: def.durable,
             run: run.clone(),
@@ -84,13 +90,19 @@ impl ResultConsumer {
     pub async fn next(&mut self) -> Result<Delivered, ClientError> {
         self.puller.want(AHEAD);
         let delivery = self.puller.next().await;
-        Ok(Delivered {
+        let delivered = Delivered {
             delivery: delivery.map_err(|source| ClientError::Results {
                 run: self.run.clone(),
                 source,
             })?,
             run: self.run.clone(),
-        })
+        };
+        if self.history.is_on()
+            && let Ok(terminal) = delivered.terminal()
+        {
+            note_terminal(&self.history, &self.tenant, &terminal);
+        }
+        Ok(delivered)
     }
 
     /// Gives back what was fetched and not handed out, for whoever reads next.

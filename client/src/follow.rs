@@ -6,6 +6,7 @@ use futures::Stream;
 use crate::broker::{Broker, BrokerError};
 use crate::client::Client;
 use crate::error::ClientError;
+use crate::handed::note_terminal;
 use crate::reader::{Place, Reader, Until};
 
 impl Client {
@@ -27,7 +28,9 @@ impl Client {
         let stream = broker.streams().terminals.clone();
         let from = from.map_or(Place::First, Place::Complete);
         let reader = Reader::new(broker, stream, filter, from, until);
-        futures::stream::unfold((reader, run.clone()), |(mut reader, run)| async move {
+        let noted = (self.shared.history.clone(), self.shared.tenant.clone());
+        let start = (reader, run.clone(), noted);
+        futures::stream::unfold(start, |(mut reader, run, noted)| async move {
             let item = reader.next().await?;
             let item = item
                 .and_then(|stored| Ok((stored.sequence, stored.decode()?)))
@@ -35,7 +38,10 @@ impl Client {
                     run: run.clone(),
                     source,
                 });
-            Some((item, (reader, run)))
+            if let Ok((_, terminal)) = &item {
+                note_terminal(&noted.0, &noted.1, terminal);
+            }
+            Some((item, (reader, run, noted)))
         })
     }
 

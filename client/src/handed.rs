@@ -1,14 +1,27 @@
-//! For tests: what a reader of output was handed, added up from the events themselves.
+//! For tests: what readers were handed, output added up from the events themselves.
 
 use std::collections::BTreeMap;
 
 use broker_schema::digest::Running;
-use broker_schema::{FrameKind, TaskId, TenantId};
+use broker_schema::{FrameKind, TaskId, TenantId, Terminal};
 use remuda_telemetry::history::{Event, History, Sum};
 
+use crate::broker::recorded_digest;
 use crate::error::ClientError;
 use crate::reassemble::OutputEvent;
 
+/// A terminal goes to its reader.
+pub(crate) fn note_terminal(history: &History, tenant: &TenantId, terminal: &Terminal) {
+    history.record(|| Event::TerminalRead {
+        tenant: tenant.to_string(),
+        task: terminal.task.to_string(),
+        attempt: terminal.attempt,
+        outcome: terminal.outcome.to_string(),
+        digest: recorded_digest(terminal),
+    });
+}
+
+/// The output of one task, as it goes to its reader.
 #[derive(Debug)]
 pub(crate) struct Handed {
     history: History,

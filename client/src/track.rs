@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use broker_schema::{RunId, TaskId, TenantId, Terminal};
-use remuda_telemetry::history::{Event, History};
+use remuda_telemetry::history::History;
 use remuda_telemetry::{Chain, TraceHeaders};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::broker::{Broker, BrokerError, LinkState, Outgoing, PubAck, recorded_digest};
+use crate::broker::{Broker, BrokerError, LinkState, Outgoing, PubAck};
 use crate::client::Client;
 use crate::error::ClientError;
+use crate::handed::note_terminal;
 use crate::listen::Ticket;
 
 /// Silence after which the terminal is looked for, and the message published
@@ -176,13 +177,7 @@ impl Tracked {
     }
 
     fn judge(&self, terminal: Terminal) -> Result<Terminal, ClientError> {
-        self.history.record(|| Event::TerminalRead {
-            tenant: self.tenant.to_string(),
-            task: terminal.task.to_string(),
-            attempt: terminal.attempt,
-            outcome: terminal.outcome.to_string(),
-            digest: recorded_digest(&terminal),
-        });
+        note_terminal(&self.history, &self.tenant, &terminal);
         if terminal.request_digest.is_empty() || terminal.request_digest == self.digest {
             Ok(terminal)
         } else {

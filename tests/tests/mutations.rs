@@ -124,8 +124,43 @@ impl Watched {
                 .map(|path| format!("cgroup {}", path.display())),
         );
         ends.leftovers.extend(mounts_beneath(home.path()).unwrap());
-        check(&self.log.read().unwrap(), &ends, &promises())
+        let history = self.log.read().unwrap();
+        // Where nothing is written down nothing can be wrong.
+        let kinds: BTreeSet<String> = history.iter().map(|line| kind(&line.event)).collect();
+        let missing: Vec<&str> = OF_EVERY_TASK
+            .into_iter()
+            .filter(|kind| !kinds.contains(*kind))
+            .collect();
+        assert!(missing.is_empty(), "nobody recorded {missing:?}");
+        check(&history, &ends, &promises())
     }
+}
+
+/// What the parts of a fleet record of every load.
+const OF_EVERY_TASK: [&str; 17] = [
+    "submitted",
+    "accepted",
+    "claimed",
+    "placed",
+    "created",
+    "offered",
+    "adopted",
+    "operation",
+    "entered",
+    "command_began",
+    "wrote",
+    "command_ended",
+    "frames_acked",
+    "terminal_put",
+    "terminal_read",
+    "destroyed",
+    "left",
+];
+
+/// The name that an event has in a history.
+fn kind(event: &Event) -> String {
+    let json = serde_json::to_value(event).unwrap();
+    json["event"].as_str().unwrap().to_owned()
 }
 
 fn promises() -> Promises {

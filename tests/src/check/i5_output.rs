@@ -3,7 +3,7 @@
 //! Four accounts of the same bytes are compared: what the sidecar passed on, what the terminal
 //! says, what RES holds, and what the reader read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use broker_schema::digest::Running;
 use broker_schema::{FrameKind, Output};
@@ -73,6 +73,8 @@ struct Commands<'a> {
     began: BTreeMap<(&'a str, u32, u32), Vec<Began<'a>>>,
     ended: BTreeMap<Command<'a>, &'a Line>,
     wrote: BTreeMap<Command<'a>, &'a Line>,
+    /// Attempts of which a worker recorded anything, by task, attempt and sandbox.
+    run: BTreeSet<(&'a str, u32, &'a str)>,
 }
 
 impl<'a> Commands<'a> {
@@ -81,9 +83,18 @@ impl<'a> Commands<'a> {
             began: BTreeMap::new(),
             ended: BTreeMap::new(),
             wrote: BTreeMap::new(),
+            run: BTreeSet::new(),
         };
         for line in history.iter() {
             match &line.event {
+                Event::Operation {
+                    sandbox,
+                    task,
+                    attempt,
+                    ..
+                } => {
+                    commands.run.insert((task, *attempt, sandbox));
+                }
                 Event::CommandBegan {
                     sandbox,
                     task,
@@ -137,6 +148,11 @@ fn written(terminal: &StoredTerminal, commands: &Commands<'_>) -> Vec<Violation>
         return found;
     };
     let sandbox = sandbox.sandbox.to_string();
+    let run = (task, terminal.terminal.attempt, sandbox.as_str());
+    if !told(terminal).is_empty() && !commands.run.contains(&run) {
+        let what = "has output of a sandbox in which, by the histories, it never ran";
+        return vec![violation(task, what)];
+    }
     for (step, result) in (0..).zip(&terminal.terminal.steps) {
         let key = (task, terminal.terminal.attempt, step);
         let began = commands.began.get(&key).map_or(&[][..], Vec::as_slice);
@@ -391,6 +407,13 @@ mod tests {
             },
         );
         assert!(only(&sample).contains("5 bytes, expected 6"));
+    }
+
+    #[test]
+    fn output_of_an_attempt_that_nobody_saw() {
+        let mut sample = Sample::clean();
+        sample.without(|event| matches!(event, Event::Operation { .. }));
+        assert!(only(&sample).ends_with("it never ran"));
     }
 
     #[test]
