@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use broker_schema::pool::{BackendKind, PoolSpec};
-use broker_schema::{DispatcherId, Outcome, PoolId, Step, TaskId, Terminal};
+use broker_schema::{DispatcherId, Outcome, PoolId, SessionOptions, Step, TaskId, Terminal};
 use nix::sys::signal::Signal;
 use remuda_client::broker::BrokerOptions;
 use remuda_client::{Client, ClientOptions};
@@ -61,9 +61,23 @@ impl Scene {
             "name": "w", "slots": 16, "backends": ["fake"], "state_dir": state,
         });
         scene.worker = Some(scene.daemon("remuda-worker", worker));
+        for dispatcher in &scene.dispatchers {
+            eventually("running dispatcher", PATIENCE, async || {
+                let log = dispatcher.stderr().map_err(|error| error.to_string())?;
+                let runs = log.contains("dispatcher runs");
+                runs.then_some(()).ok_or_else(|| dispatcher.stderr_tail())
+            })
+            .await
+            .unwrap();
+        }
         scene.leader(POOL).await;
         scene.leader("_fleet").await;
         scene
+    }
+
+    fn logs(&self) -> String {
+        let tails: Vec<_> = self.dispatchers.iter().map(Process::stderr_tail).collect();
+        tails.join("\n")
     }
 
     fn add_dispatcher(&mut self) {
@@ -95,21 +109,24 @@ impl Scene {
                 .leaders(&pools)
                 .await
                 .map_err(|error| error.to_string())?;
-            let logs = || {
-                let tails: Vec<_> = self.dispatchers.iter().map(Process::stderr_tail).collect();
-                tails.join("\n")
-            };
-            leaders.into_iter().next().ok_or_else(logs)
+            leaders.into_iter().next().ok_or_else(|| self.logs())
         })
         .await
         .unwrap()
     }
 
     async fn other_leader(&self, before: &Leader) -> Leader {
+        let pools = std::slice::from_ref(&before.pool);
         eventually("other leader", TAKEOVER, async || {
-            let leader = self.leader(before.pool.as_str()).await;
-            let changed = leader.term > before.term;
-            changed.then_some(leader).ok_or("still the old one")
+            let leaders = self
+                .lease
+                .leaders(pools)
+                .await
+                .map_err(|error| error.to_string())?;
+            let newer = leaders.iter().find(|leader| leader.term > before.term);
+            newer
+                .cloned()
+                .ok_or_else(|| format!("{leaders:?}\n{}", self.logs()))
         })
         .await
         .unwrap()
@@ -322,4 +339,51 @@ async fn a_dispatcher_that_joins_gets_its_share_and_a_flush_costs_nobody_a_task(
     println!("leader after FLUSHALL: after {:?}", flushed.elapsed());
     assert!(after.term > shared.1.term);
     load.ended(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_placed_and_sessions_go_on_while_there_is_no_dispatcher() {
+    let scene = Scene::start(1).await;
+    scene.probe("warm-up").await;
+    let client = scene.client("alone").await;
+    let pool: PoolId = POOL.parse().unwrap();
+    let session = client
+        .open_session(&pool, SessionOptions::default())
+        .await
+        .unwrap();
+    let task = client.task(&pool, vec![Step::command(["fake:sleep", "1500"])]);
+    let mut placed = client.submit(task).await.unwrap();
+    let lease = &scene.lease;
+    eventually("placed task", PATIENCE, async || {
+        let leases = lease.leases().await.map_err(|error| error.to_string())?;
+        let mine = leases.iter().any(|lease| lease.task == Some(placed.task()));
+        mine.then_some(()).ok_or_else(|| format!("{leases:?}"))
+    })
+    .await
+    .unwrap();
+    let before = scene.leader(POOL).await;
+    let killed = scene.process(&before.dispatcher);
+    killed.signal(Signal::SIGKILL).unwrap();
+    killed.wait_exit(PATIENCE).await.unwrap();
+
+    for _ in 0..20 {
+        let step = vec![Step::command(["fake:print", "on"])];
+        let terminal = session.run(step).await.unwrap();
+        assert_eq!(terminal.outcome, Outcome::Succeeded, "{terminal:?}");
+    }
+    let terminal = placed.terminal().await.unwrap();
+    assert_eq!(
+        (terminal.outcome, terminal.attempt),
+        (Outcome::Succeeded, 1)
+    );
+    eventually("end of the term", PATIENCE, async || {
+        let leaders = lease.leaders(std::slice::from_ref(&pool)).await;
+        match leaders {
+            Ok(leaders) if leaders.is_empty() => Ok(()),
+            leaders => Err(format!("{leaders:?}")),
+        }
+    })
+    .await
+    .unwrap();
+    session.close().await.unwrap();
 }

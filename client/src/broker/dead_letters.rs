@@ -171,7 +171,7 @@ impl DeadLetter {
         let new_deadline = request.deadline.is_some_and(|deadline| deadline <= now);
         if new_deadline {
             let had = request.deadline.map(|at| at.since(request.submitted_at));
-            request.deadline = had.map(|had| now.plus(had));
+            request.deadline = had.filter(|had| !had.is_zero()).map(|had| now.plus(had));
         }
         request.submitted_at = now;
         // The rest of its group has gone.
