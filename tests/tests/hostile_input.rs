@@ -157,7 +157,7 @@ async fn frames_from_an_attempt_that_is_not_the_one_that_counts() {
             n,
             step: 0,
             kind: FrameKind::Stdout,
-            data: b"forged".into(),
+            data: "forged".into(),
             exit: None,
         };
         codec::encode(&frame, Format::MessagePack).unwrap()
@@ -278,7 +278,7 @@ async fn a_worker_that_says_it_is_another() {
     let store = registry(&fleet).await;
     let before = store.workers().await.unwrap();
     let mut forged = before[0].record.clone();
-    forged.process = "an impostor".to_owned();
+    forged.pid += 1;
     forged.slots = 0;
     forged.host = "nowhere".to_owned();
     assert!(store.register(&forged).await.is_err());
@@ -345,7 +345,7 @@ async fn renewals_and_releases_of_somebody_elses_lease() {
     let kept = store.leases().await.unwrap();
     let kept = kept.iter().find(|kept| kept.sandbox == lease);
     assert_eq!(kept.unwrap().task, Some(id), "its lease is as it was");
-    client.cancel(id).await.unwrap();
+    client.cancel(id, None).await.unwrap();
     let terminal = submitted.terminal().await.unwrap();
     assert_eq!(terminal.outcome, Outcome::Cancelled);
     goes_on(&client).await;

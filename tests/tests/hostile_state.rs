@@ -9,36 +9,11 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use remuda_tests::fleet::{Fleet, finish, remuda};
 use remuda_tests::process::Process;
-use remuda_tests::servers::{NatsServer, RedisServer};
+use remuda_tests::servers::{NatsServer, RedisServer, ask_redis_all};
 use remuda_tests::wait::eventually;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Many commands on one connection to Redis; waits until it has answered all.
-async fn redis(url: &str, commands: &[Vec<String>]) {
-    let address = url.strip_prefix("redis://").unwrap();
-    let address = address.rsplit('@').next().unwrap().trim_end_matches('/');
-    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    let mut sent = String::new();
-    for words in commands {
-        sent.push_str(&format!("*{}\r\n", words.len()));
-        for word in words {
-            sent.push_str(&format!("${}\r\n{word}\r\n", word.len()));
-        }
-    }
-    sent.push_str("*2\r\n$4\r\nECHO\r\n$8\r\nall-done\r\n");
-    socket.write_all(sent.as_bytes()).await.unwrap();
-    let (mut answered, mut piece) = (Vec::new(), [0; 4096]);
-    while !answered.ends_with(b"all-done\r\n") {
-        let read = socket.read(&mut piece).await.unwrap();
-        assert!(read > 0, "redis hung up");
-        answered.extend_from_slice(&piece[..read]);
-    }
-    let text = String::from_utf8_lossy(&answered);
-    assert!(!text.lines().any(|line| line.starts_with('-')), "{text}");
-}
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
@@ -61,7 +36,7 @@ async fn a_redis_full_of_foreign_keys() {
     for name in ["counter", "incarnation"] {
         foreign.push(words(&["SET", &format!("{{remuda}}:{name}"), "garbage"]));
     }
-    redis(fleet.redis(), &foreign).await;
+    ask_redis_all(fleet.redis(), &foreign).await.unwrap();
 
     for n in 0..4 {
         let finished = fleet.run(["echo", &n.to_string()]).await.unwrap();

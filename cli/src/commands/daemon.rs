@@ -37,7 +37,7 @@ pub(crate) async fn dispatcher(args: Args) -> Result<u8, Failure> {
     let shutdown = shutdown()?;
     let ended = remuda_dispatcher::run_with(options, shutdown, readiness).await;
     telemetry.shutdown().await;
-    ended.map_err(|error| Failure::chain(&error))?;
+    ended.map_err(|error| Failure::chain(&error).code(error.code()))?;
     Ok(0)
 }
 

@@ -120,15 +120,15 @@ impl Broker {
             consumer: durable.to_owned(),
             source,
         };
-        let response: Response<consumer::Info> = self
+        let info = self
             .jetstream()
-            .request(format!("CONSUMER.INFO.{stream}.{durable}"), &())
+            .get_stream_no_info(stream)
+            .await
+            .map_err(|error| failed(error.into()))?
+            .consumer_info(durable)
             .await
             .map_err(|error| failed(error.into()))?;
-        match response {
-            Response::Ok(info) => Ok(info.num_pending + info.num_ack_pending as u64),
-            Response::Err { error } => Err(failed(error.into())),
-        }
+        Ok(info.num_pending + info.num_ack_pending as u64)
     }
 
     /// Removes a consumer; false where there was none.

@@ -19,7 +19,7 @@ use crate::process::Process;
 use crate::wait::eventually;
 
 pub use nats::Nats;
-pub use redis::{Redis, ask as ask_redis};
+pub use redis::{Redis, ask as ask_redis, ask_all as ask_redis_all};
 
 /// `nats-server` with JetStream on a file store.
 pub type NatsServer = Server<Nats>;

@@ -67,23 +67,60 @@ impl Server<Redis> {
 /// Runs one command on any Redis, on a connection of its own. `Err` is the server's own word, and
 /// "nothing" where there is nothing.
 pub async fn ask(url: &str, words: &[&str]) -> anyhow::Result<Result<String, String>> {
-    let host = url.strip_prefix("redis://").unwrap_or(url);
-    let host = host.rsplit('@').next().unwrap_or(host);
-    let address = host.trim_end_matches('/').parse()?;
-    Ok(request(address, words).await?)
+    let mut stream = connect(url).await?;
+    send(&mut stream, words).await?;
+    Ok(answer(&mut stream).await?)
+}
+
+/// Runs many commands, all sent before the first answer is read; the first error.
+pub async fn ask_all(url: &str, commands: &[Vec<String>]) -> anyhow::Result<()> {
+    let mut stream = connect(url).await?;
+    for part in commands.chunks(500) {
+        for words in part {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            send(&mut stream, &words).await?;
+        }
+        for words in part {
+            if let Err(error) = answer(&mut stream).await? {
+                anyhow::bail!("redis answers {words:?} with: {error}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A connection to a `redis://[[user]:password@]host:port`.
+async fn connect(url: &str) -> anyhow::Result<BufReader<TcpStream>> {
+    let rest = url.strip_prefix("redis://").unwrap_or(url);
+    let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let stream = TcpStream::connect(host.trim_end_matches('/')).await?;
+    let mut stream = BufReader::new(stream);
+    if let Some((_, password)) = user.split_once(':') {
+        send(&mut stream, &["AUTH", password]).await?;
+        let answer = answer(&mut stream).await?;
+        answer.map_err(|error| anyhow::anyhow!("redis does not let us in: {error}"))?;
+    }
+    Ok(stream)
 }
 
 /// The answer, or the error that the server answers with.
 async fn request(address: SocketAddr, words: &[&str]) -> io::Result<Result<String, String>> {
     let mut stream = BufReader::new(TcpStream::connect(address).await?);
+    send(&mut stream, words).await?;
+    answer(&mut stream).await
+}
+
+async fn send(stream: &mut BufReader<TcpStream>, words: &[&str]) -> io::Result<()> {
     let bulk = words
         .iter()
         .map(|word| format!("${}\r\n{word}\r\n", word.len()));
     let text: Vec<String> = std::iter::once(format!("*{}\r\n", words.len()))
         .chain(bulk)
         .collect();
-    stream.write_all(text.concat().as_bytes()).await?;
+    stream.write_all(text.concat().as_bytes()).await
+}
 
+async fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<Result<String, String>> {
     let mut line = String::new();
     stream.read_line(&mut line).await?;
     let line = line.trim_end();
@@ -94,8 +131,10 @@ async fn request(address: SocketAddr, words: &[&str]) -> io::Result<Result<Strin
         "-" => Ok(Err(rest.to_owned())),
         "$" if rest == "-1" => Ok(Err("nothing".to_owned())),
         "$" => {
-            let mut bytes = vec![0; rest.parse().map_err(|_| unexpected())?];
+            let length: usize = rest.parse().map_err(|_| unexpected())?;
+            let mut bytes = vec![0; length + 2];
             stream.read_exact(&mut bytes).await?;
+            bytes.truncate(bytes.len().saturating_sub(2));
             Ok(Ok(String::from_utf8_lossy(&bytes).into_owned()))
         }
         _ => Err(unexpected()),
