@@ -49,19 +49,25 @@ impl Pacer {
         let free = usize::try_from(credit.free).unwrap_or(usize::MAX);
         let waits = credit.expected_wait_ms.map(Duration::from_millis);
         let queued = usize::try_from(credit.queued).unwrap_or(usize::MAX);
-        let crowded = match waits {
-            Some(wait) => wait > self.target,
+        let in_use = under_way.saturating_add(1) >= self.allowed;
+        let quarter = self.allowed / 4;
+        let allowed = match waits {
+            // Half of what is too many, and a quarter of ours at most: others queue too.
+            Some(wait) if wait > self.target => {
+                let fits = self.target.as_secs_f64() / wait.as_secs_f64();
+                let beyond = (queued as f64 * (1.0 - fits) / 2.0) as usize;
+                self.allowed - beyond.min(quarter)
+            }
             // Nobody can tell yet: a queue as long as the pool is too long.
-            None => credit.queued > credit.max,
-        };
-        let allowed = if crowded {
-            self.allowed - self.allowed / 4
-        } else if under_way + 1 >= self.allowed {
-            // What we were allowed is in use and does not wait: double, and use what is free.
-            let idle = free.saturating_sub(queued);
-            (self.allowed * 2).max(under_way.saturating_add(idle))
-        } else {
-            self.allowed
+            None if credit.queued > credit.max => self.allowed - quarter,
+            _ if !in_use => self.allowed,
+            // Nothing waits: double, and use what is free.
+            None | Some(Duration::ZERO) => {
+                let idle = free.saturating_sub(queued);
+                (self.allowed.saturating_mul(2)).max(under_way.saturating_add(idle))
+            }
+            Some(wait) if wait < self.target / 2 => self.allowed + quarter.max(1),
+            Some(_) => self.allowed,
         };
         self.allowed = allowed.clamp(1, self.most);
     }
@@ -93,14 +99,17 @@ mod tests {
         assert_eq!(pacer.allowed(), 12);
         // In use and hardly waiting: more.
         pacer.observe(&credit(0, 3, Some(200)), 12);
-        assert_eq!(pacer.allowed(), 24);
-        pacer.observe(&credit(0, 80, Some(9000)), 24);
-        assert_eq!(pacer.allowed(), 18);
+        assert_eq!(pacer.allowed(), 15);
+        pacer.observe(&credit(0, 80, Some(9000)), 15);
+        assert_eq!(pacer.allowed(), 12);
         // Not in use: no reason for more.
         pacer.observe(&credit(4, 0, Some(0)), 3);
-        assert_eq!(pacer.allowed(), 18);
-        pacer.observe(&credit(0, 17, None), 18);
-        assert_eq!(pacer.allowed(), 14);
+        assert_eq!(pacer.allowed(), 12);
+        pacer.observe(&credit(0, 17, None), 12);
+        assert_eq!(pacer.allowed(), 9);
+        // A little beyond: a little less.
+        pacer.observe(&credit(0, 10, Some(3000)), 9);
+        assert_eq!(pacer.allowed(), 8);
     }
 
     proptest! {
@@ -133,7 +142,7 @@ mod tests {
                 lengths.push(wait);
             }
             let late = &lengths[100..];
-            prop_assert!(late.iter().all(|wait| *wait < 5000), "{late:?}");
+            prop_assert!(late.iter().all(|wait| *wait < 3200), "{late:?}");
             prop_assert!(late.iter().any(|wait| *wait > 300), "the pool idles: {late:?}");
         }
     }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use broker_schema::{Blob, GroupId, PoolId, Priority, RequestLimits, RunId, Step, TaskRequest, TenantId};
+use broker_schema::{
+    Blob, GroupId, PoolId, Priority, RequestLimits, RunId, Step, TaskRequest, TenantId,
+};
 use serde::Deserialize;
 use serde_json::Value;
 
