@@ -52,7 +52,7 @@ impl History {
         on
     }
 
-    /// The history of this process, which [`crate::init`] began where the options say so.
+    /// The history of this process, which [`crate::init()`] began where the options say so.
     pub fn process() -> Self {
         #[cfg(debug_assertions)]
         let history = recording::process();
