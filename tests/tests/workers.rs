@@ -11,7 +11,8 @@ use broker_schema::{
     Attribution, ErrorCode, Outcome, PoolId, SessionOptions, Step, TaskRequest, Terminal,
 };
 use futures::future::join_all;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use remuda_client::{Client, Session};
 use remuda_tests::cluster::{Cluster, Member};
 use remuda_tests::leftovers::cgroups_of;
@@ -371,4 +372,88 @@ async fn a_sessions_task_that_is_sent_again_is_not_run_again() {
     assert_eq!(same.run_task(request).await.unwrap(), first);
     let note = session.run(shell("wc -l < note")).await.unwrap();
     assert_eq!(printed(&note).trim(), "1", "it ran once");
+}
+
+/// The processes whose parent is this one.
+fn children_of(parent: Pid) -> Vec<Pid> {
+    let is_child = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        line.is_some_and(|text| text.trim() == parent.to_string())
+    };
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(is_child)
+        .map(Pid::from_raw)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_can_make_no_sandboxes_any_more_leaves() {
+    let cluster = Cluster::start(pools(2, 8)).await.unwrap();
+    let broken = cluster.worker("broken", 2).await.unwrap();
+    let client = cluster.client("forker").await.unwrap();
+    let lost = session(&client).await;
+    let request = client.task(&pool(), shell("echo up; sleep 9; echo done"));
+    let mut one_shot = client.submit(request).await.unwrap();
+    let members = [broken];
+    holder(&cluster, &members, 2).await;
+    let [broken] = members;
+    // The only process that the worker itself has started: sandboxes are this one's.
+    let forker = children_of(broken.process.pid());
+    assert_eq!(forker.len(), 1, "{forker:?}");
+    kill(forker[0], Signal::SIGKILL).unwrap();
+    let late = lost.run(shell("true")).await.unwrap();
+    assert_eq!(late.outcome, Outcome::SandboxLost);
+    assert_eq!(late.attribution, Attribution::Infrastructure, "{late:?}");
+    let left = broken.process.wait_exit(PATIENCE).await.unwrap();
+    assert!(left.success(), "{}", broken.process.stderr_tail());
+    let _whole = cluster.worker("whole", 0).await.unwrap();
+    let terminal = one_shot.terminal().await.unwrap();
+    assert_eq!(printed(&terminal), "up\ndone\n", "{terminal:?}");
+    assert!(terminal.attempt > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stands_still_for_a_while_keeps_its_tasks() {
+    let cluster = Cluster::start(pools(2, 8)).await.unwrap();
+    let slow = cluster.worker("slow", 2).await.unwrap();
+    let client = cluster.client("still").await.unwrap();
+    let session = session(&client).await;
+    let request = client.task(&pool(), shell("sleep 12; echo done"));
+    let mut one_shot = client.submit(request).await.unwrap();
+    let members = [slow];
+    holder(&cluster, &members, 2).await;
+    let [slow] = members;
+    let leases = cluster.leases().await.unwrap();
+    eventually("leases that were just renewed", PATIENCE, async || {
+        let all = leases.leases().await.map_err(|error| error.to_string())?;
+        let least = all.iter().map(|lease| lease.remaining).min();
+        match least {
+            Some(least) if least > Duration::from_millis(14_600) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+    .unwrap();
+    slow.process.signal(Signal::SIGSTOP).unwrap();
+    // Beyond the silence that a killed worker is taken for dead after; its connection stands.
+    eventually("long silence", PATIENCE, async || {
+        let workers = leases.workers().await.map_err(|error| error.to_string())?;
+        let info = workers.iter().find(|info| slow.is(info));
+        match info.map(|info| info.last_seen) {
+            Some(silent) if silent > Duration::from_millis(9_500) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+    .unwrap();
+    slow.process.signal(Signal::SIGCONT).unwrap();
+    let terminal = one_shot.terminal().await.unwrap();
+    assert_eq!(
+        (terminal.outcome, terminal.attempt),
+        (Outcome::Succeeded, 1)
+    );
+    let after = session.run(shell("echo on")).await.unwrap();
+    assert_eq!(printed(&after), "on\n", "{after:?}");
 }

@@ -187,6 +187,7 @@ mod tests {
         let by = |outcome| Farewell::spoilt(&Finding::new(outcome, "why"));
         for (farewell, code, attribution, evidence) in [
             (Farewell::closed(), SessionClosed, User, "closed"),
+            (Farewell::cancelled(), SessionClosed, User, "cancelled"),
             (
                 Farewell::idle(second),
                 SessionExpired,

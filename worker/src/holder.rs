@@ -175,7 +175,7 @@ impl Holder {
                     return End::new(true, Farewell::died(oom.by_its_limit()));
                 }
                 () = tokio::time::sleep_until(idle_at), if session.is_some() => {
-                    if leaving {
+                    if session.is_some_and(|session| session.hurried) {
                         return End::new(true, Farewell::leaving());
                     }
                     let idle = session.map_or(0, |session| session.options.idle_timeout_ms);

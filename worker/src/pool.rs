@@ -151,6 +151,10 @@ impl Pool {
                     pause_ms = pause.as_millis() as u64, error = %Chain(&error),
                     "a sandbox cannot be made"
                 );
+                if error.for_good() {
+                    tracing::error!("what makes sandboxes here is gone for good, leaving");
+                    self.shared.leave.cancel();
+                }
             }
         }
     }

@@ -235,6 +235,9 @@ async fn running_out_of_memory_is_counted(world: &World) {
     assert_ne!(ran.exit.code, 0);
     assert!(!ran.exit.timed_out);
     assert!(sandbox.inner.oom_kills().unwrap() > before);
+    // By its own limit, and not for want of the host's memory.
+    let met = sandbox.inner.limit_hits().is_some_and(|hits| hits > 0);
+    assert!(met || sandbox.inner.memory_was_full() == Some(true));
     // The sandbox itself lives on.
     assert_eq!(sandbox.run(world.exit(0)).await.exit.code, 0);
     sandbox.destroy().await;

@@ -39,6 +39,19 @@ pub enum CreateError {
     Fake { sandbox: SandboxId, reason: String },
 }
 
+impl CreateError {
+    /// Whether this worker will never make a sandbox again.
+    pub(crate) fn for_good(&self) -> bool {
+        matches!(
+            self,
+            Self::Local {
+                source: LocalError::ForkerLost,
+                ..
+            }
+        )
+    }
+}
+
 /// Something of a sandbox may be left.
 #[derive(Debug, thiserror::Error)]
 #[error("sandbox {sandbox} cannot be destroyed")]

@@ -12,6 +12,8 @@ pub(super) struct Session {
     /// It closes when there was no task until then.
     pub(super) idle_at: Instant,
     pub(super) ends: Instant,
+    /// It would idle for longer if its worker did not leave.
+    pub(super) hurried: bool,
 }
 
 impl Session {
@@ -20,17 +22,23 @@ impl Session {
             options,
             idle_at: after(options.idle_timeout_ms),
             ends: after(options.max_life_ms),
+            hurried: false,
         }
     }
 
     /// A task has ended: from now on it idles.
     pub(super) fn used(&mut self) {
         self.idle_at = after(self.options.idle_timeout_ms);
+        self.hurried = false;
     }
 
     /// Its worker leaves: it goes on for as long as it is in use.
     pub(super) fn hurry(&mut self, grace: Duration) {
-        self.idle_at = self.idle_at.min(Instant::now() + grace);
+        let sooner = Instant::now() + grace;
+        if sooner < self.idle_at {
+            self.idle_at = sooner;
+            self.hurried = true;
+        }
     }
 }
 
