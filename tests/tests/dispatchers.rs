@@ -153,16 +153,16 @@ impl Scene {
     }
 
     /// How long a task takes now that its pool has nobody, or somebody else.
-    async fn probe(&self, run: &str) -> Duration {
+    async fn probe(&self, run: &str, bound: Duration) -> Duration {
         let client = self.client(run).await;
         let began = Instant::now();
         let task = client.task(
             &POOL.parse().unwrap(),
             vec![Step::command(["fake:print", "x"])],
         );
-        let terminal = tokio::time::timeout(TAKEOVER, client.run(task))
+        let terminal = tokio::time::timeout(bound, client.run(task))
             .await
-            .unwrap()
+            .unwrap_or_else(|_| panic!("no terminal of {run} in {bound:?}\n{}", self.logs()))
             .unwrap();
         assert_eq!(terminal.outcome, Outcome::Succeeded);
         began.elapsed()
@@ -254,7 +254,7 @@ impl Load {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_is_replaced_and_nothing_is_lost() {
     let scene = Scene::start(2).await;
-    scene.probe("warm-up").await;
+    scene.probe("warm-up", PATIENCE).await;
     let mut load = Load::start(&scene, "killed", 300).await;
     load.under_way().await;
     let before = scene.leader(POOL).await;
@@ -267,7 +267,7 @@ async fn a_killed_leader_is_replaced_and_nothing_is_lost() {
         let after = scene.other_leader(&before).await;
         (after, killed.elapsed())
     };
-    let (probe, (after, elected)) = tokio::join!(scene.probe("after-kill"), elected);
+    let (probe, (after, elected)) = tokio::join!(scene.probe("after-kill", TAKEOVER), elected);
     assert_ne!(after.dispatcher, before.dispatcher);
     println!(
         "takeover after SIGKILL under load: elected after {elected:?}, a new task done after {probe:?}"
@@ -279,7 +279,7 @@ async fn a_killed_leader_is_replaced_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_stops_hands_over_at_once() {
     let scene = Scene::start(2).await;
-    scene.probe("warm-up").await;
+    scene.probe("warm-up", PATIENCE).await;
     let mut load = Load::start(&scene, "stopped", 300).await;
     load.under_way().await;
     let before = scene.leader(POOL).await;
@@ -298,7 +298,7 @@ async fn a_leader_that_stops_hands_over_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_was_frozen_past_its_term_does_no_harm() {
     let scene = Scene::start(2).await;
-    scene.probe("warm-up").await;
+    scene.probe("warm-up", PATIENCE).await;
     let mut load = Load::start(&scene, "frozen", 300).await;
     load.under_way().await;
     let before = scene.leader(POOL).await;
@@ -321,7 +321,7 @@ async fn a_leader_that_was_frozen_past_its_term_does_no_harm() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dispatcher_that_joins_gets_its_share_and_a_flush_costs_nobody_a_task() {
     let mut scene = Scene::start(1).await;
-    scene.probe("warm-up").await;
+    scene.probe("warm-up", PATIENCE).await;
     let alone = scene.leader("_fleet").await;
     scene.add_dispatcher();
     let shared = eventually("shared leadership", PATIENCE, async || {
@@ -344,7 +344,7 @@ async fn a_dispatcher_that_joins_gets_its_share_and_a_flush_costs_nobody_a_task(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_placed_and_sessions_go_on_while_there_is_no_dispatcher() {
     let scene = Scene::start(1).await;
-    scene.probe("warm-up").await;
+    scene.probe("warm-up", PATIENCE).await;
     let client = scene.client("alone").await;
     let pool: PoolId = POOL.parse().unwrap();
     let session = client

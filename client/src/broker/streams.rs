@@ -1,6 +1,7 @@
 //! Streams: made, compared with what the fleet's promises rest on, resized.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, Republish, RetentionPolicy, StorageType,
@@ -9,13 +10,19 @@ use async_nats::jetstream::{self, response::Response, stream};
 use broker_schema::stream::{Discard, Retention, Sizes, StreamDef, streams};
 use futures::TryStreamExt as _;
 use remuda_telemetry::failpoint;
+use tokio::time::Instant;
 
 use super::error::Cause;
+use super::publish::Pauses;
 use super::{Broker, BrokerError};
 
 /// The name is taken by a stream with other settings.
 const NAME_IN_USE: u64 = 10058;
 const STREAM_NOT_FOUND: u64 = 10059;
+/// There is no room for it.
+const NO_STORAGE: u64 = 10047;
+/// How long whoever makes the same stream at the same time may take.
+const RACE: Duration = Duration::from_secs(3);
 
 impl Broker {
     /// Makes the fleet's streams, or compares those that exist. Sizes and ages
@@ -63,20 +70,29 @@ impl Broker {
     }
 
     async fn create_stream(&self, wanted: &Config) -> Result<Config, BrokerError> {
-        match self
-            .stream_config("STREAM.CREATE", &wanted.name, Some(wanted))
-            .await
-        {
-            Ok(made) => {
-                tracing::info!(stream = %wanted.name, "stream was made");
-                Ok(made)
-            }
-            // Somebody else made it in between: it is compared like any other.
-            Err(Failure::Api(error)) if error.error_code().0 == NAME_IN_USE => self
-                .stream_config("STREAM.INFO", &wanted.name, None)
+        let mut pauses = Pauses::new(Instant::now() + RACE);
+        loop {
+            let failure = match self
+                .stream_config("STREAM.CREATE", &wanted.name, Some(wanted))
                 .await
-                .map_err(|failure| failure.into_error("look up", &wanted.name)),
-            Err(failure) => Err(failure.into_error("make", &wanted.name)),
+            {
+                Ok(made) => {
+                    tracing::info!(stream = %wanted.name, "stream was made");
+                    return Ok(made);
+                }
+                Err(failure) => failure,
+            };
+            // Somebody else makes it at the same time, and until that is done the server counts
+            // its size twice. What they made is compared like any other.
+            let raced = matches!(&failure, Failure::Api(error)
+                if [NAME_IN_USE, NO_STORAGE].contains(&error.error_code().0));
+            if raced && let Ok(found) = self.stream_config("STREAM.INFO", &wanted.name, None).await
+            {
+                return Ok(found);
+            }
+            if !raced || !pauses.pause().await {
+                return Err(failure.into_error("make", &wanted.name));
+            }
         }
     }
 
