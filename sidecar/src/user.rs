@@ -3,9 +3,12 @@
 
 use std::marker::PhantomData;
 
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use crate::args::Ids;
+use crate::tree;
 
 /// The user's file-system ids for as long as this lives. Must not be held
 /// across an await: the ids are the thread's, and there is one thread.
@@ -36,6 +39,16 @@ impl Drop for AsUser {
         if let Some(own) = self.own {
             setfsuid(Uid::from_raw(own.uid));
             setfsgid(Gid::from_raw(own.gid));
+            renew_death_signal();
         }
+    }
+}
+
+/// The kernel takes the death signal away with every change of file-system ids. Without it a
+/// sandbox whose sidecar hangs would outlive the worker that it belongs to.
+fn renew_death_signal() {
+    if tree::is_init() {
+        // It was allowed once; where it is not any more, the end of the socket is left.
+        let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     }
 }

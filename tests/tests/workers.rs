@@ -411,7 +411,11 @@ async fn a_worker_that_can_make_no_sandboxes_any_more_leaves() {
     let _whole = cluster.worker("whole", 0).await.unwrap();
     let terminal = one_shot.terminal().await.unwrap();
     assert_eq!(printed(&terminal), "up\ndone\n", "{terminal:?}");
-    assert!(terminal.attempt > 1);
+    assert!(
+        terminal.attempt > 1,
+        "{terminal:#?} {}",
+        broken.process.stderr_tail()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -456,4 +460,49 @@ async fn a_worker_that_stands_still_for_a_while_keeps_its_tasks() {
     );
     let after = session.run(shell("echo on")).await.unwrap();
     assert_eq!(printed(&after), "on\n", "{after:?}");
+}
+
+/// The pid and the parent of a command with this argument, as this host sees them.
+fn command_with(argument: &str) -> Option<(Pid, Pid)> {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .find_map(|entry| {
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let mut words = line.split(|byte| *byte == 0);
+            words.find(|word| *word == argument.as_bytes())?;
+            let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            Some((
+                Pid::from_raw(pid),
+                Pid::from_raw(parent.trim().parse().ok()?),
+            ))
+        })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_takes_sandboxes_along_whose_sidecar_hangs() {
+    let cluster = Cluster::start(pools(1, 4)).await.unwrap();
+    let only = cluster.worker("only", 1).await.unwrap();
+    let client = cluster.client("hung").await.unwrap();
+    let session = session(&client).await;
+    // Only its sidecar is above what it leaves behind. It has acted as the sandbox's user.
+    let mut steps = vec![Step::write("file", "x")];
+    steps.extend(shell("sleep 611.75 & exit 0"));
+    let ended = session.run(steps).await.unwrap();
+    assert_eq!(ended.outcome, Outcome::Succeeded, "{ended:?}");
+    let (left, sidecar) = command_with("611.75").unwrap();
+    kill(sidecar, Signal::SIGSTOP).unwrap();
+    only.process.signal(Signal::SIGKILL).unwrap();
+    only.process.wait_exit(PATIENCE).await.unwrap();
+    eventually("end of the sandbox", PATIENCE, async || {
+        let runs = |pid: Pid| std::path::Path::new(&format!("/proc/{pid}")).exists();
+        match (runs(sidecar), command_with("611.75")) {
+            (false, None) => Ok(()),
+            found => Err(format!("{found:?}, its command was {left}")),
+        }
+    })
+    .await
+    .unwrap();
 }
