@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use broker_schema::codec::{self, Format};
 use broker_schema::{
-    CancelCause, CancelRequest, Credit, ErrorCode, GroupId, Outcome, RunId, SessionOptions, TaskId,
-    TaskRequest, TenantId,
+    Attribution, CancelCause, CancelRequest, Credit, ErrorCode, GroupId, Outcome, RunId,
+    SessionOptions, TaskId, TaskRequest, TenantId,
 };
 use futures::StreamExt as _;
 use remuda_dispatcher::TenantOptions;
 use remuda_lease::{Finished, Vote};
+use remuda_telemetry::TraceHeaders;
 use support::{FakeWorker, Fleet, task, until};
 
 fn limits(name: &str) -> TenantOptions {
@@ -145,6 +146,45 @@ async fn a_group_with_results_enough_is_ended_by_flags_alone() {
         let why = CancelCause::Enough { valid: 1 }.evidence();
         assert!(terminal.evidence.contains(&why), "{}", terminal.evidence);
     }
+    fleet.requests_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_counts_whose_worker_died_before_it_could_count_it() {
+    let fleet = Fleet::start().await;
+    // A terminal as that worker stored it, made of another one.
+    let cancelled = task();
+    fleet.submit(&cancelled).await;
+    let request = CancelRequest::task(acme(), cancelled.id, Some(r1()));
+    cancel(&fleet, &request).await;
+    let mut terminal = fleet.terminal("r1", cancelled.id).await;
+    let members: Vec<TaskRequest> = (0..3)
+        .map(|_| TaskRequest {
+            min_valid: Some(1),
+            ..member("g", 3)
+        })
+        .collect();
+    terminal.task = members[0].id;
+    terminal.outcome = Outcome::Succeeded;
+    terminal.attribution = Attribution::Policy;
+    terminal.request_digest = String::new();
+    let (format, trace) = (Format::MessagePack, TraceHeaders::default());
+    let patience = Duration::from_secs(10);
+    let put = fleet
+        .broker
+        .put_terminal(&terminal, format, &trace, patience);
+    put.await.unwrap();
+    // Its request comes again, with those of the others.
+    for member in &members {
+        fleet.submit(member).await;
+    }
+    for member in &members[1..] {
+        let terminal = fleet.terminal("r1", member.id).await;
+        let why = CancelCause::Enough { valid: 1 }.evidence();
+        assert!(terminal.evidence.contains(&why), "{}", terminal.evidence);
+    }
+    let first = fleet.terminal("r1", members[0].id).await;
+    assert_eq!(first.outcome, Outcome::Succeeded);
     fleet.requests_settled().await;
 }
 
