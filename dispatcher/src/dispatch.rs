@@ -181,6 +181,9 @@ impl Dispatch {
 
     /// Queues a job again that got nothing: its turn is not counted.
     fn put_back(&mut self, job: Box<Job>) {
+        if job.held.is_superseded() {
+            return;
+        }
         if let Some(job) = self.admitted(job) {
             let pool = job.request.pool.clone();
             self.line(&pool).queue.put_back(job.ticket.clone(), job);
@@ -318,6 +321,9 @@ impl Dispatch {
     }
 
     fn postpone(&mut self, job: Box<Job>, wait: Duration) {
+        if job.held.is_superseded() {
+            return;
+        }
         let sequence = job.ticket.sequence;
         self.later.insert((Instant::now() + wait, sequence), job);
     }

@@ -357,7 +357,7 @@ impl<'a> Pulling<'a> {
             failures: 0,
             since: Instant::now(),
             told: None,
-            _held: held,
+            held,
             _slot: slot,
         };
         match events.send(Event::Queue(Box::new(job))).await {

@@ -39,7 +39,7 @@ pub(crate) struct Job {
     pub(crate) since: Instant,
     /// Who wants to know how it ended.
     pub(crate) told: Option<oneshot::Sender<Outcome>>,
-    pub(crate) _held: Held,
+    pub(crate) held: Held,
     pub(crate) _slot: Slot,
 }
 

@@ -28,6 +28,7 @@ type Key = (Term, u64);
 pub(crate) struct Held {
     set: HeldSet,
     key: Key,
+    stored: u64,
 }
 
 /// While it lives nobody here can hold the request.
@@ -56,13 +57,16 @@ impl HeldSet {
     pub(crate) fn hold(&self, term: Term, delivery: &Delivery) -> Option<Held> {
         let key = (term, delivery.stream_sequence);
         let mut sequences = self.lock();
-        if sequences.held.contains_key(&key) || sequences.aside.contains(&key.1) {
+        let known = sequences.held.get(&key);
+        let again = known.is_some_and(|known| known.stored == delivery.stored);
+        if again || sequences.aside.contains(&key.1) {
             return None;
         }
         sequences.held.insert(key, delivery.clone());
         Some(Held {
             set: self.clone(),
             key,
+            stored: delivery.stored,
         })
     }
 
@@ -75,9 +79,21 @@ impl HeldSet {
     }
 }
 
+impl Held {
+    /// Whether another message has come with its place in the stream: the server lost its
+    /// storage and counts anew, and nothing is left of this one but what its client kept.
+    pub(crate) fn is_superseded(&self) -> bool {
+        let sequences = self.set.lock();
+        let known = sequences.held.get(&self.key);
+        known.is_some_and(|known| known.stored != self.stored)
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
-        self.set.lock().held.remove(&self.key);
+        if !self.is_superseded() {
+            self.set.lock().held.remove(&self.key);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_nats::{HeaderMap, Message, Request, RequestErrorKind, Subject};
 use broker_schema::codec::Format;
 use broker_schema::{ErrorInfo, HEADER_CONTENT_TYPE, HEADER_TRACEPARENT, HEADER_TRACESTATE};
@@ -27,12 +28,17 @@ pub struct Delivery {
     pub headers: Option<HeaderMap>,
     pub stream_sequence: u64,
     pub consumer_sequence: u64,
+    /// When the server stored it, in nanoseconds: with the sequence it names the
+    /// message, also where a server lost its storage and counts anew.
+    pub stored: u64,
     /// Counts from 1. May go back after a crash of the server: never count
     /// attempts by it.
     pub delivered: u64,
     /// Messages that the consumer has yet to deliver.
     pub pending: u64,
     broker: Broker,
+    /// Of the connection that it came by.
+    generation: u64,
     reply: Subject,
 }
 
@@ -47,9 +53,11 @@ impl Delivery {
             headers: message.headers,
             stream_sequence: parsed.stream_sequence,
             consumer_sequence: parsed.consumer_sequence,
+            stored: parsed.stored,
             delivered: parsed.delivered,
             pending: parsed.pending,
             broker: broker.clone(),
+            generation: broker.link().borrow().generation,
             reply,
         })
     }
@@ -75,6 +83,9 @@ impl Delivery {
         let mut absent = Pauses::new(Instant::now() + ABSENT);
         let mut link = self.broker.link();
         loop {
+            if self.is_forgotten().await? {
+                return Ok(());
+            }
             let generation = link.borrow_and_update().generation;
             let request = Request::new()
                 .payload(Bytes::from_static(b"+ACK"))
@@ -117,7 +128,7 @@ impl Delivery {
 
     /// Still at it: starts `ack_wait` anew.
     pub async fn progress(&self) -> Result<(), BrokerError> {
-        self.say(Bytes::from_static(b"+WPI")).await
+        self.publish(Bytes::from_static(b"+WPI")).await
     }
 
     /// Never deliver it again.
@@ -126,6 +137,40 @@ impl Delivery {
     }
 
     async fn say(&self, payload: Bytes) -> Result<(), BrokerError> {
+        if self.is_forgotten().await? {
+            return Ok(());
+        }
+        self.publish(payload).await
+    }
+
+    /// Whether the server does not have this message any more, or another one
+    /// in its place. An answer names no more than the place, and a server that
+    /// came back without its storage counts anew: the answer would settle a
+    /// message that nobody has seen. Asked only where the connection was lost
+    /// since the delivery.
+    async fn is_forgotten(&self) -> Result<bool, BrokerError> {
+        if self.broker.link().borrow().generation == self.generation {
+            return Ok(false);
+        }
+        let Some(stream) = AckSubject::stream(&self.reply) else {
+            return Ok(false);
+        };
+        let found = self
+            .broker
+            .jetstream()
+            .get_stream_no_info(stream)
+            .await
+            .map_err(|error| self.failed(error.into()))?
+            .direct_get(self.stream_sequence)
+            .await;
+        match found {
+            Ok(message) => Ok(message.time.unix_timestamp_nanos() != i128::from(self.stored)),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(true),
+            Err(error) => Err(self.failed(error.into())),
+        }
+    }
+
+    async fn publish(&self, payload: Bytes) -> Result<(), BrokerError> {
         self.broker
             .nats()
             .publish(self.reply.clone(), payload)
@@ -165,10 +210,20 @@ struct AckSubject {
     delivered: u64,
     stream_sequence: u64,
     consumer_sequence: u64,
+    stored: u64,
     pending: u64,
 }
 
 impl AckSubject {
+    fn stream(reply: &str) -> Option<&str> {
+        let rest = reply.strip_prefix("$JS.ACK.")?;
+        match rest.split('.').count() {
+            7 => rest.split('.').next(),
+            9.. => rest.split('.').nth(2),
+            _ => None,
+        }
+    }
+
     fn parse(reply: &str) -> Option<Self> {
         let rest = reply.strip_prefix("$JS.ACK.")?;
         let tokens = rest.split('.').count();
@@ -182,12 +237,13 @@ impl AckSubject {
         let delivered = number()?;
         let stream_sequence = number()?;
         let consumer_sequence = number()?;
-        let _time = number()?;
+        let stored = number()?;
         let pending = number()?;
         Some(Self {
             delivered,
             stream_sequence,
             consumer_sequence,
+            stored,
             pending,
         })
     }
@@ -203,6 +259,7 @@ mod tests {
             delivered: 2,
             stream_sequence: 15,
             consumer_sequence: 11,
+            stored: 1_700_000_000_000_000_000,
             pending: 3,
         };
         for reply in [
@@ -211,6 +268,7 @@ mod tests {
             "$JS.ACK.hub.ACCHASH.REMUDA_REQ.lane-a-b.2.15.11.1700000000000000000.3.xYz9",
         ] {
             assert_eq!(AckSubject::parse(reply), Some(expected), "{reply}");
+            assert_eq!(AckSubject::stream(reply), Some("REMUDA_REQ"), "{reply}");
         }
     }
 
