@@ -55,7 +55,7 @@ fn one(seen: &Seen, ends: &Ends, forgiven: Forgiven, fault_end: Instant) -> Vec<
     let task = seen.task.to_string();
     let stored = ends.terminals.iter().find(|stored| stored.task == task);
     match stored {
-        Some(stored) if stored.terminal != *terminal => found.push((
+        Some(stored) if stored.terminal != *terminal && !forgiven.storage => found.push((
             "I2",
             format!(
                 "{} was read, {} is stored",

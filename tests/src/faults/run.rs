@@ -24,6 +24,9 @@ const STRIKE: Duration = Duration::from_secs(300);
 /// How long is waited for terminals that are late, to say how late they are.
 const LATE: Duration = Duration::from_secs(30);
 
+/// How long a terminal may be on its way to its reader.
+const IN_FLIGHT: Duration = Duration::from_secs(8);
+
 /// What a run is told beside its fault and seed.
 #[derive(Debug, Clone)]
 pub(crate) struct Terms {
@@ -76,6 +79,7 @@ async fn attempt(fault: &Fault, seed: u64, terms: Terms, folder: &Path) -> anyho
         world,
         load,
         random,
+        forgiven: fault.forgiven,
         full: terms.full,
         notes: Vec::new(),
         violations: Vec::new(),
@@ -116,15 +120,19 @@ async fn settle(fault: &Fault, mut scene: Scene, over: Duration) -> anyhow::Resu
         within: WITHIN,
         faults_ended,
         storage_lost: if fault.forgiven.storage {
-            vec![faults_ended]
+            // What was on its way to a client then was read after it.
+            vec![(faults_ended + IN_FLIGHT.as_nanos() as u64).min(ends.at)]
         } else {
             Vec::new()
         },
     };
-    let history = scene.world.log().read()?;
+    let log = scene.world.log().clone();
     let mut violations = std::mem::take(&mut scene.violations);
-    violations.extend(judge::judge(&seen, &ends, fault.forgiven, fault_end));
-    let checked = check::check(&history, &ends, &promises);
+    violations.extend(judge::judge(&seen, &ends, scene.forgiven, fault_end));
+    let checking = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        Ok(check::check(&log.read()?, &ends, &promises))
+    });
+    let checked = checking.await.context("the checker panicked")??;
     violations.extend(
         checked
             .into_iter()

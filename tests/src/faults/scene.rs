@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use remuda_client::Client;
 use serde::{Deserialize, Serialize};
 
+use super::catalogue::Forgiven;
 use super::load::{Counts, Load};
 use super::random::Random;
 use super::shape::Pace;
@@ -35,6 +36,8 @@ pub(crate) struct Scene {
     pub(crate) world: World,
     pub(crate) load: Load,
     pub(crate) random: Random,
+    /// What is no violation after this.
+    pub(crate) forgiven: Forgiven,
     /// The long form of a fault.
     pub(crate) full: bool,
     pub(crate) notes: Vec<String>,
@@ -62,6 +65,18 @@ impl Scene {
 
     pub(crate) fn pace(&self) -> Pace {
         self.world.shape().pace
+    }
+
+    /// Something that leases need was away: on a busy machine perhaps for longer
+    /// than they hold, which takes sessions with it.
+    pub(crate) fn was_away(&mut self, what: &str, away: Duration) {
+        // A second between renewals, and a margin of two.
+        if away + Duration::from_secs(4) > self.pace().ttl() {
+            self.forgiven.sessions = true;
+            self.note(format!(
+                "{what} was away for {away:.1?}: sessions may be lost"
+            ));
+        }
     }
 
     /// A time past which no lease holds that was not renewed.

@@ -67,7 +67,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 5,
         name: "nats-disk-full",
-        what: "the disk of nats-server is filled up, and room is made again",
+        what: "the disk of nats-server is filled up; room is made, and it is started again",
         checks: "submissions fail meanwhile and pass afterwards",
         needs: &[Need::Mounts],
         shape: |shape, _| {
@@ -162,7 +162,10 @@ async fn disk_full(scene: &mut Scene) -> anyhow::Result<()> {
     scene.note(format!("{} MB taken", taken >> 20));
     scene.wait(4000, 8000).await;
     let volume = scene.world.nats_volume.as_ref().context("no volume")?;
-    volume.empty()
+    volume.empty()?;
+    // A stream that could not be written stays refused until the server starts
+    // again: that is what the page on operations tells people to do.
+    scene.world.nats.restart().await
 }
 
 async fn stream_full(scene: &mut Scene) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! Faults of redis-server and of what it remembers.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures::FutureExt as _;
@@ -92,9 +92,11 @@ pub(super) const FAULTS: &[Fault] = &[
 async fn kill(scene: &mut Scene) -> anyhow::Result<()> {
     for (first, last) in [(10, 35), (55, 90)] {
         scene.moment(first, last).await;
+        let since = Instant::now();
         scene.world.redis.kill().await?;
         scene.wait(50, 1500).await;
         scene.world.redis.restart().await?;
+        scene.was_away("Redis", since.elapsed());
     }
     Ok(())
 }
