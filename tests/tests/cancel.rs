@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 static FLEET: SharedFleet = SharedFleet::new();
 
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Tasks that are cancelled while they end.
+const RACED: u32 = 400;
 
 /// The race has a pool of its own: what the others hold for long must not be in its way.
 fn config() -> Value {
@@ -291,7 +293,6 @@ async fn of_finish_and_cancel_one_wins_and_both_sides_are_told_the_same() {
     let store = lease(&fleet).await;
     let client = client(&fleet, "race").await;
     let run = client.run_id().clone();
-    const TASKS: u32 = 400;
     let task = || TaskRequest {
         pool: pool("race"),
         ..sh(&client, "exit 0")
@@ -304,7 +305,7 @@ async fn of_finish_and_cancel_one_wins_and_both_sides_are_told_the_same() {
         .await;
     assert!(all.iter().all(|(_, ended)| ended.is_ok()));
     let usual = began.elapsed() * 8 / 40;
-    let raced: Vec<(TaskId, Terminal, CancelState)> = stream::iter(0..TASKS)
+    let raced: Vec<(TaskId, Terminal, CancelState)> = stream::iter(0..RACED)
         .map(|index| {
             let (client, run, task) = (client.clone(), run.clone(), task());
             async move {
@@ -313,7 +314,7 @@ async fn of_finish_and_cancel_one_wins_and_both_sides_are_told_the_same() {
                 let mut submitted = client.submit(task).await.unwrap();
                 let ended = submitted.terminal();
                 let cancel = async {
-                    let share = f64::from(index * 37 % TASKS) / f64::from(TASKS);
+                    let share = f64::from(index * 37 % RACED) / f64::from(RACED);
                     tokio::time::sleep((usual * 2).mul_f64(share)).await;
                     client.cancel(id, named.then_some(run)).await.unwrap()
                 };
