@@ -42,12 +42,26 @@ pub(crate) struct Scripts {
     pub(crate) schema: Script,
 }
 
+/// A script that a Redis without room refuses as a whole: without the first line it would stop at
+/// the first command that needs room, halfway.
 macro_rules! script {
     ($name:literal) => {
+        script!("#!lua\n", $name)
+    };
+    ($first:literal, $name:literal) => {
         Script::new(concat!(
+            $first,
             include_str!("scripts/prelude.lua"),
             include_str!(concat!("scripts/", $name, ".lua"))
         ))
+    };
+}
+
+/// One that keeps or gives back what was granted before, and is run without room too: a full
+/// Redis grants nothing and loses nothing.
+macro_rules! keeping {
+    ($name:literal) => {
+        script!("#!lua flags=allow-oom\n", $name)
     };
 }
 
@@ -56,38 +70,38 @@ impl Scripts {
         Self {
             incarnation: script!("incarnation"),
             install_incarnation: script!("install_incarnation"),
-            heartbeat: script!("heartbeat"),
-            set_draining: script!("set_draining"),
-            deregister: script!("deregister"),
+            heartbeat: keeping!("heartbeat"),
+            set_draining: keeping!("set_draining"),
+            deregister: keeping!("deregister"),
             workers: script!("workers"),
             set_pools: script!("set_pools"),
             set_targets: script!("set_targets"),
             offer: script!("offer"),
-            withdraw: script!("withdraw"),
+            withdraw: keeping!("withdraw"),
             warm_counts: script!("warm_counts"),
             claim: script!("claim"),
-            unclaim: script!("unclaim"),
-            renew: script!("renew"),
+            unclaim: keeping!("unclaim"),
+            renew: keeping!("renew"),
             assign: script!("assign"),
-            finish: script!("finish"),
+            finish: keeping!("finish"),
             cancel: script!("cancel"),
-            reap: script!("reap"),
+            reap: keeping!("reap"),
             refusals: script!("refusals"),
             remove_later: script!("remove_later"),
             due_removals: script!("due_removals"),
-            removed: script!("removed"),
-            bury: script!("bury"),
+            removed: keeping!("removed"),
+            bury: keeping!("bury"),
             leases: script!("leases"),
             stop: script!("stop"),
             vote: script!("vote"),
             pool_use: script!("pool_use"),
             tenant_use: script!("tenant_use"),
             set_credit: script!("set_credit"),
-            lead: script!("lead"),
-            step_down: script!("step_down"),
+            lead: keeping!("lead"),
+            step_down: keeping!("step_down"),
             leaders: script!("leaders"),
             held: script!("held"),
-            declare_dead: script!("declare_dead"),
+            declare_dead: keeping!("declare_dead"),
             schema: script!("schema"),
         }
     }
