@@ -187,7 +187,7 @@ async fn frames_from_an_attempt_that_is_not_the_one_that_counts() {
         (terminal.outcome, terminal.attempt),
         (Outcome::Succeeded, 1)
     );
-    let expected: String = (1..=6).map(|n| format!("line {n}\n")).collect();
+    let expected = "line 1\nline 2\nline 3\nline 4\nline 5\nline 6\n";
     assert_eq!(String::from_utf8(stdout).unwrap(), expected);
     goes_on(&client).await;
 }
@@ -409,7 +409,8 @@ async fn garbage_at_the_head_of_the_requests() {
         .broker()
         .subjects()
         .request(client.tenant(), &"default".parse().unwrap());
-    for payload in [&b"\xc1"[..], b"", &[0x91; 100_000], b"\x85\xa2id"] {
+    let nested = vec![0x91; 100_000];
+    for payload in [&b"\xc1"[..], b"", &nested, b"\x85\xa2id"] {
         forge(&client, subject.clone(), payload.to_vec()).await;
     }
     goes_on(&client).await;
