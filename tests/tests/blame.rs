@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use remuda_client::{Client, Session};
 use remuda_lease::{LeaseOptions, LeaseStore};
+use remuda_telemetry::task::spawn;
 use remuda_tests::binaries::workspace;
 use remuda_tests::fleet::{Fleet, SharedFleet};
 use remuda_tests::wait::eventually;
@@ -416,7 +417,7 @@ async fn sidecar_fault(world: &World, marker: &str, signal: Signal) -> (Terminal
     let inner = session.clone();
     let long = format!("{marker}1");
     let steps = marked(&long);
-    let running = tokio::spawn(async move { inner.run(steps).await });
+    let running = spawn("test", async move { inner.run(steps).await });
     kill(sidecar_of(&long).await, signal).unwrap();
     let lost = running.await.unwrap().unwrap();
     let after = session.run(shell("true")).await.unwrap();

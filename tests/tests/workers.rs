@@ -14,6 +14,7 @@ use futures::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use remuda_client::{Client, Session};
+use remuda_telemetry::task::spawn;
 use remuda_tests::cluster::{Cluster, Member};
 use remuda_tests::leftovers::cgroups_of;
 use remuda_tests::wait::eventually;
@@ -82,7 +83,7 @@ async fn a_killed_workers_tasks_run_again_elsewhere_in_time_and_its_sessions_end
     let stuck_id = stuck.id;
     let in_session = {
         let session = session.clone();
-        tokio::spawn(async move { session.run_task(stuck).await })
+        spawn("test", async move { session.run_task(stuck).await })
     };
     eventually("session task that runs", PATIENCE, async || {
         let leases = cluster.leases().await.unwrap().leases().await.unwrap();
@@ -231,9 +232,9 @@ async fn a_fleet_that_is_replaced_under_load_loses_nothing() {
     let client = cluster.client("replaced").await.unwrap();
     let over = Arc::new(AtomicBool::new(false));
     let one_shots = (0..SUBMITTERS).map(|_| submit_until(client.clone(), over.clone()));
-    let one_shots = tokio::spawn(join_all(one_shots.collect::<Vec<_>>()));
+    let one_shots = spawn("test", join_all(one_shots.collect::<Vec<_>>()));
     let in_sessions = (0..SESSIONS).map(|_| turns_until(client.clone(), over.clone()));
-    let in_sessions = tokio::spawn(join_all(in_sessions.collect::<Vec<_>>()));
+    let in_sessions = spawn("test", join_all(in_sessions.collect::<Vec<_>>()));
 
     let mut replaced = Vec::new();
     for (name, old) in ["new-1", "new-2", "new-3"].into_iter().zip(members) {
@@ -325,7 +326,7 @@ async fn a_drained_worker_lets_sessions_finish_and_ends_the_idle_ones() {
     let first_id = first.id;
     let running = {
         let busy = busy.clone();
-        tokio::spawn(async move { busy.run_task(first).await })
+        spawn("test", async move { busy.run_task(first).await })
     };
     eventually("session task that runs", PATIENCE, async || {
         let leases = cluster.leases().await.unwrap().leases().await.unwrap();
