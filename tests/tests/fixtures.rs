@@ -156,6 +156,7 @@ async fn a_dropped_server_is_dead_and_its_data_are_gone() -> anyhow::Result<()> 
 async fn a_server_that_cannot_start_says_why() -> anyhow::Result<()> {
     let kind = Redis {
         args: vec!["--no-such-setting".into(), "1".into()],
+        ..Redis::default()
     };
     let error = Server::start_with(kind).await.unwrap_err();
     let text = format!("{error:#}");
