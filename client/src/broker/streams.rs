@@ -40,7 +40,13 @@ impl Broker {
         let found = match self.stream_config("STREAM.INFO", &def.name, None).await {
             Ok(found) => found,
             Err(Failure::Api(error)) if error.error_code().0 == STREAM_NOT_FOUND => {
-                self.create_stream(&wanted).await?
+                let first_sequence =
+                    (def.name == self.streams().incarnation).then(first_incarnation);
+                self.create_stream(&Config {
+                    first_sequence,
+                    ..wanted.clone()
+                })
+                .await?
             }
             Err(failure) => return Err(failure.into_error("look up", &def.name)),
         };
@@ -137,6 +143,14 @@ impl Broker {
             .await
             .map_err(|error| failed(error.into()))
     }
+}
+
+/// Where the numbers of a new incarnation stream begin: beyond all that a stream had given out
+/// that was lost, as long as it was not more than one a second. Seconds since 2024.
+fn first_incarnation() -> u64 {
+    const YEAR_2024: u64 = 1_704_067_200;
+    let seconds = broker_schema::Timestamp::now().0 / 1_000_000;
+    seconds.saturating_sub(YEAR_2024).max(1)
 }
 
 enum Failure {
