@@ -1,4 +1,7 @@
-#![expect(clippy::disallowed_methods, reason = "a stranger at the other end, in no span of ours")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a stranger at the other end, in no span of ours"
+)]
 
 use std::time::Duration;
 
