@@ -57,7 +57,7 @@ macro_rules! script {
     };
 }
 
-/// One that keeps or gives back what was granted before, and is run without room too: a full
+/// One that looks, keeps or gives back what was granted before, and runs without room too: a full
 /// Redis grants nothing and loses nothing.
 macro_rules! keeping {
     ($name:literal) => {
@@ -68,17 +68,17 @@ macro_rules! keeping {
 impl Scripts {
     pub(crate) fn new() -> Self {
         Self {
-            incarnation: script!("incarnation"),
+            incarnation: keeping!("incarnation"),
             install_incarnation: script!("install_incarnation"),
             heartbeat: keeping!("heartbeat"),
             set_draining: keeping!("set_draining"),
             deregister: keeping!("deregister"),
-            workers: script!("workers"),
+            workers: keeping!("workers"),
             set_pools: script!("set_pools"),
             set_targets: script!("set_targets"),
             offer: script!("offer"),
             withdraw: keeping!("withdraw"),
-            warm_counts: script!("warm_counts"),
+            warm_counts: keeping!("warm_counts"),
             claim: script!("claim"),
             unclaim: keeping!("unclaim"),
             renew: keeping!("renew"),
@@ -86,23 +86,23 @@ impl Scripts {
             finish: keeping!("finish"),
             cancel: script!("cancel"),
             reap: keeping!("reap"),
-            refusals: script!("refusals"),
+            refusals: keeping!("refusals"),
             remove_later: script!("remove_later"),
-            due_removals: script!("due_removals"),
+            due_removals: keeping!("due_removals"),
             removed: keeping!("removed"),
             bury: keeping!("bury"),
-            leases: script!("leases"),
+            leases: keeping!("leases"),
             stop: script!("stop"),
             vote: script!("vote"),
-            pool_use: script!("pool_use"),
-            tenant_use: script!("tenant_use"),
+            pool_use: keeping!("pool_use"),
+            tenant_use: keeping!("tenant_use"),
             set_credit: script!("set_credit"),
             lead: keeping!("lead"),
             step_down: keeping!("step_down"),
-            leaders: script!("leaders"),
-            held: script!("held"),
+            leaders: keeping!("leaders"),
+            held: keeping!("held"),
             declare_dead: keeping!("declare_dead"),
-            schema: script!("schema"),
+            schema: keeping!("schema"),
         }
     }
 }

@@ -4,7 +4,7 @@ mod support;
 
 use broker_schema::{CancelCause, Epoch, TaskId};
 use remuda_lease::{CancelState, Cancelled, Claim, Renewal};
-use support::{Redis, fleet, granted, offer, record, request, tenant, worker};
+use support::{Redis, fleet, granted, offer, pool, record, request, tenant, worker};
 
 #[tokio::test]
 async fn only_the_owner_with_the_epoch_renews_and_releases() {
@@ -160,4 +160,32 @@ async fn a_leased_sandbox_cannot_be_withdrawn_and_a_warm_one_goes_once() {
         store.claim(&request(TaskId::new())).await.unwrap(),
         Claim::NoneWarm
     );
+}
+
+#[tokio::test]
+async fn a_redis_without_room_grants_nothing_and_loses_nothing() {
+    let redis = Redis::start();
+    let store = fleet(&redis).await;
+    offer(&store, "w1", 2).await;
+    let task = TaskId::new();
+    let (held, _) = granted(store.claim(&request(task)).await.unwrap());
+    let lease = [(held.sandbox, held.epoch)];
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+
+    let refused = store.claim(&request(TaskId::new())).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("maxmemory"), "{refused:?}");
+    // Wholly: the sandbox that it would have got is where it was.
+    assert_eq!(store.warm_counts().await.unwrap()[&pool()], 1);
+    assert_eq!(
+        store.renew(&worker("w1"), &lease).await.unwrap(),
+        [Renewal::Held { cancelled: None }]
+    );
+    store.heartbeat(&record("w1", 1)).await.unwrap();
+    let released = store
+        .release(&worker("w1"), held.sandbox, held.epoch, None)
+        .await;
+    assert!(released.unwrap());
+
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    granted(store.claim(&request(TaskId::new())).await.unwrap());
 }
