@@ -22,6 +22,8 @@ use serde_json::json;
 
 const SEED: u64 = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What else is wrong where a daemon does not know the field `failpoints`.
+const NEEDS: &str = "programs with the feature failpoints: run `cargo xtask build`";
 
 /// A fleet that records, and on which points are set.
 struct Watched {
@@ -65,15 +67,13 @@ impl Watched {
         let mut config = default_config();
         log.configure(&mut config).unwrap();
         for part in ["dispatcher", "worker"] {
-            // A program that was built without the feature says that it does not know the field:
-            // then run `cargo xtask build`.
             config[part]["telemetry"]["failpoints"] = json!(points.join(";"));
             // What nobody holds any more is free sooner.
             config[part]["redis"]["ttl"] = json!("6s");
         }
         config["dispatcher"]["timings"] = json!({"publish": "3s"});
         config["worker"]["timings"] = json!({"renew": "1s", "heartbeat": "1s"});
-        let fleet = Fleet::start_in(home, config).await.unwrap();
+        let fleet = Fleet::start_in(home, config).await.expect(NEEDS);
         let client = fleet.recorded_client("mutations", &log).await.unwrap();
         Self {
             fleet,

@@ -19,9 +19,9 @@ async fn fleet(points: &str) -> Fleet {
     for part in ["dispatcher", "worker"] {
         config[part]["telemetry"]["failpoints"] = json!(points);
     }
-    Fleet::start_in(fleet::home().unwrap(), config)
-        .await
-        .unwrap()
+    let home = fleet::home().unwrap();
+    let needs = "programs with the feature failpoints: run `cargo xtask build`";
+    Fleet::start_in(home, config).await.expect(needs)
 }
 
 /// More than a terminal carries: it has frames.
