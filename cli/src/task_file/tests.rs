@@ -92,6 +92,16 @@ fn a_manifest() {
 }
 
 #[test]
+fn results_may_be_kept_for_less_long() {
+    let bare = "ttlSecondsAfterFinished: 60\nsteps: [{type: Command, command: [a]}]";
+    assert_eq!(one(bare).ttl_seconds_after_finished, Some(60));
+    assert_eq!(one(ENV_TASK).ttl_seconds_after_finished, None);
+    let negative = "ttlSecondsAfterFinished: -1\nsteps: [{type: Command, command: [a]}]";
+    let told = error(negative);
+    assert!(told.contains("ttlSecondsAfterFinished"), "{told}");
+}
+
+#[test]
 fn environment_and_folder_of_a_step() {
     let doc = one(ENV_TASK);
     let command = command(&doc.steps[0]);
