@@ -310,7 +310,7 @@ async fn renewals_and_releases_of_somebody_elses_lease() {
     let fleet = fleet().await;
     let client = fleet.client("forged-renewals").await.unwrap();
     let store = registry(&fleet).await;
-    let request = task(&client, &["sh", "-c", "echo up; read line"]);
+    let request = task(&client, &["sleep", "25"]);
     let id = request.id;
     let mut submitted = client.submit(request).await.unwrap();
     let lease = eventually("lease", PATIENCE, async || {
