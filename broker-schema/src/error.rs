@@ -88,6 +88,11 @@ pub enum ErrorCode {
     RedisUnsuitable,
     /// A fault that has no better name; the message tells more.
     Internal,
+    /// A code of a newer fleet, which this version has no name for: the message
+    /// tells more. Never sent.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unrecognised,
 }
 
 impl ErrorCode {
@@ -173,6 +178,7 @@ impl ErrorCode {
             Self::RedisUnreachable => "redis_unreachable",
             Self::RedisUnsuitable => "redis_unsuitable",
             Self::Internal => "internal",
+            Self::Unrecognised => "unrecognised",
         }
     }
 
@@ -247,5 +253,15 @@ mod tests {
                 serde_json::json!(code.as_str())
             );
         }
+    }
+
+    #[test]
+    fn a_newer_fleets_code_does_not_make_its_terminal_unreadable() {
+        let newer = serde_json::json!({"code": "not_yet_invented", "message": "why"});
+        let read: ErrorInfo = serde_json::from_value(newer.clone()).unwrap();
+        assert_eq!(read.code, ErrorCode::Unrecognised);
+        assert_eq!(read.message, "why");
+        let packed = rmp_serde::to_vec_named(&newer).unwrap();
+        assert_eq!(rmp_serde::from_slice::<ErrorInfo>(&packed).unwrap(), read);
     }
 }
