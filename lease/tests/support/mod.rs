@@ -49,7 +49,10 @@ impl Redis {
 
     pub(crate) async fn store(&self, options: &LeaseOptions) -> LeaseStore {
         until("redis answers", async || {
-            LeaseStore::connect(options).await.ok()
+            let store = LeaseStore::connect(options).await.ok()?;
+            // One that still reads its data answers too, and refuses.
+            store.workers().await.ok()?;
+            Some(store)
         })
         .await
     }

@@ -1,6 +1,7 @@
 //! The part that only test builds have.
 
 use std::fs;
+use std::sync::Once;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,8 +11,9 @@ use super::known;
 /// Sets the points of the variable `FAILPOINTS` and of an option, `name=actions;…` both. They are
 /// the process's for its life.
 pub(crate) fn set_up(option: Option<&str>) -> Result<(), String> {
-    // Begun, and never ended.
-    std::mem::forget(fail::FailScenario::setup());
+    // Begun once, and never ended: a second scenario would wait for the end of the first.
+    static BEGUN: Once = Once::new();
+    BEGUN.call_once(|| std::mem::forget(fail::FailScenario::setup()));
     apply(option.unwrap_or_default())
 }
 
