@@ -26,8 +26,15 @@ impl Kind for Nats {
             Some(program) => program.clone(),
             None => tool("nats-server")?,
         };
+        // By itself it allows the streams three quarters of what is free on the disk, which may be
+        // less than they reserve. They are sparse: nothing of this is used up.
+        let config = data.join("nats-server.conf");
+        std::fs::write(&config, "jetstream { max_file_store: 68719476736 }\n")
+            .with_context(|| format!("cannot write {}", config.display()))?;
         let mut command = Command::new(program);
         command
+            .arg("--config")
+            .arg(&config)
             .args(["--addr", &address.ip().to_string()])
             .args(["--port", &address.port().to_string()])
             .args(["--name", name, "--jetstream", "--store_dir"])
