@@ -141,6 +141,27 @@ impl LeaseStore {
         sandbox: SandboxId,
         epoch: Epoch,
     ) -> Result<bool, LeaseError> {
+        self.give_back(request, sandbox, epoch, false).await
+    }
+
+    /// As [`Self::unclaim`], for a placement that the server refused, so that it is stored
+    /// nowhere: the attempt does not count.
+    pub async fn unclaim_refused(
+        &self,
+        request: &ClaimRequest,
+        sandbox: SandboxId,
+        epoch: Epoch,
+    ) -> Result<bool, LeaseError> {
+        self.give_back(request, sandbox, epoch, true).await
+    }
+
+    async fn give_back(
+        &self,
+        request: &ClaimRequest,
+        sandbox: SandboxId,
+        epoch: Epoch,
+        refused: bool,
+    ) -> Result<bool, LeaseError> {
         let args = [
             request.tenant.to_string(),
             request.task.to_string(),
@@ -148,6 +169,7 @@ impl LeaseStore {
             epoch.incarnation().to_string(),
             epoch.counter().to_string(),
             request.nonce.to_string(),
+            u8::from(refused).to_string(),
         ];
         let answer = self.run(&self.scripts().unclaim, &args).await;
         answer

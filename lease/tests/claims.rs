@@ -75,6 +75,38 @@ async fn attempts_are_counted_at_the_claim_and_epochs_only_grow() {
 }
 
 #[tokio::test]
+async fn an_attempt_whose_placement_was_refused_does_not_count() {
+    let redis = Redis::start();
+    let store = fleet(&redis).await;
+    let ids = offer(&store, "w1", 1).await;
+    let task = TaskId::new();
+    for _ in 0..6 {
+        let request = request(task);
+        let (held, attempt) = granted(store.claim(&request).await.unwrap());
+        assert_eq!(attempt, 1);
+        let (sandbox, epoch) = (held.sandbox, held.epoch);
+        let refused = store.unclaim_refused(&request, sandbox, epoch);
+        assert!(refused.await.unwrap());
+        // Said twice, it is given back once.
+        let refused = store.unclaim_refused(&request, sandbox, epoch);
+        assert!(refused.await.unwrap());
+        store
+            .offer(&worker("w1"), 1, &support::pool(), &ids)
+            .await
+            .unwrap();
+    }
+    // Another's claim stays as it is.
+    let (stale, held) = (request(task), request(task));
+    let (sandbox, attempt) = granted(store.claim(&held).await.unwrap());
+    assert_eq!(attempt, 1);
+    let refused = store.unclaim_refused(&stale, sandbox.sandbox, sandbox.epoch);
+    assert!(!refused.await.unwrap());
+    let again = store.claim(&held).await.unwrap();
+    assert_eq!(granted(again), (sandbox, 1));
+    assert!(store.was_claimed(&tenant(), task).await.unwrap());
+}
+
+#[tokio::test]
 async fn a_nonce_gets_the_same_grant_and_another_waits() {
     let redis = Redis::start();
     let store = fleet(&redis).await;

@@ -26,7 +26,8 @@ enum Op {
     Withdraw(usize, usize),
     /// Task, whether with other content, whether under the nonce of its last grant.
     Claim(usize, bool, bool),
-    Unclaim(usize),
+    /// Task, whether its placement was refused.
+    Unclaim(usize, bool),
     Release(usize),
     Renew(usize),
     Cancel(usize),
@@ -42,7 +43,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (w, s).prop_map(|(w, s)| Op::Withdraw(w, s)),
         8 => (t.clone(), prop::bool::weighted(0.1), prop::bool::weighted(0.3))
             .prop_map(|(t, other, again)| Op::Claim(t, other, again)),
-        2 => t.clone().prop_map(Op::Unclaim),
+        2 => (t.clone(), any::<bool>()).prop_map(|(t, refused)| Op::Unclaim(t, refused)),
         2 => t.clone().prop_map(Op::Release),
         3 => t.clone().prop_map(Op::Renew),
         1 => t.prop_map(Op::Cancel),
@@ -162,7 +163,7 @@ impl World {
                 }
             }
             Op::Claim(t, other, again) => self.claim(t, other, again).await,
-            Op::Unclaim(t) => {
+            Op::Unclaim(t, refused) => {
                 let Some((sandbox, request)) = self.granted[t].clone() else {
                     return;
                 };
@@ -170,16 +171,19 @@ impl World {
                     self.model.sandboxes.get(&sandbox.sandbox),
                     Some((_, State::Leased { epoch, .. })) if *epoch == sandbox.epoch
                 );
-                let done = self
-                    .store
-                    .unclaim(&request, sandbox.sandbox, sandbox.epoch)
-                    .await;
+                let (id, epoch) = (sandbox.sandbox, sandbox.epoch);
+                let done = if refused {
+                    self.store.unclaim_refused(&request, id, epoch).await
+                } else {
+                    self.store.unclaim(&request, id, epoch).await
+                };
                 assert_eq!(done.unwrap(), held);
                 if held {
-                    let epoch = sandbox.epoch;
-                    let entry = self.model.sandboxes.get_mut(&sandbox.sandbox).unwrap();
+                    let entry = self.model.sandboxes.get_mut(&id).unwrap();
                     entry.1 = State::Leased { epoch, live: false };
-                    self.model.tasks[t].claim = None;
+                    let task = &mut self.model.tasks[t];
+                    let claim = task.claim.take();
+                    task.attempts -= u32::from(refused && claim.is_some());
                 }
             }
             Op::Release(t) => {
