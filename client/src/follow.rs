@@ -7,13 +7,18 @@ use crate::broker::{Broker, BrokerError};
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::handed::note_terminal;
-use crate::reader::{Place, Reader, Until};
+use crate::reader::{Reader, Removal, Until};
 
 impl Client {
     /// The terminals of a run in the order they were stored, each with its
     /// sequence. Resume with the last sequence read plus one: each comes once,
     /// in order, whatever happened in between; where something after that place
-    /// has been removed since, or the stream was lost, that is an error.
+    /// has been removed since, or the stream was lost, that is an error, and the
+    /// last item. The same holds from the first result on for as long as this is
+    /// read, however often nats-server goes away meanwhile.
+    ///
+    /// A sequence does not say of which stream it is: after nats-server has lost
+    /// its data, read from the start.
     ///
     /// A stored terminal that cannot be read is an error too, and what follows
     /// it comes all the same.
@@ -26,8 +31,7 @@ impl Client {
         let broker = self.shared.broker.clone();
         let filter = broker.subjects().terminals_of_run(&self.shared.tenant, run);
         let stream = broker.streams().terminals.clone();
-        let from = from.map_or(Place::First, Place::Complete);
-        let reader = Reader::new(broker, stream, filter, from, until);
+        let reader = Reader::new(broker, stream, filter, from, Removal::Told, until);
         let noted = (self.shared.history.clone(), self.shared.tenant.clone());
         let start = (reader, run.clone(), noted);
         futures::stream::unfold(start, |(mut reader, run, noted)| async move {
@@ -72,8 +76,8 @@ pub(crate) fn frames(
     until: Until,
 ) -> impl Stream<Item = Result<(u64, Frame), BrokerError>> + Send + use<> {
     let stream = broker.streams().results.clone();
-    let from = from.map_or(Place::First, Place::Sequence);
-    let reader = Reader::new(broker.clone(), stream, subject, from, until);
+    let removal = Removal::PassedOver;
+    let reader = Reader::new(broker.clone(), stream, subject, from, removal, until);
     futures::stream::unfold(reader, |mut reader| async move {
         loop {
             let stored = match reader.next().await? {

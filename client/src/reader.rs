@@ -1,14 +1,14 @@
 //! Reading what is stored under a subject in the order of the stream, each message once, from any
 //! place on, across restarts of the server.
 //!
-//! The library's ordered consumer notices what it misses and begins anew; what it does not know is
-//! where its reader wanted to begin, nor that the server has forgotten it before a heartbeat fails
-//! to come. This keeps the place itself.
+//! The library's ordered consumer makes itself anew where it has missed something, in whatever
+//! stream then has the name. This keeps the place itself, and compares it with the stream before
+//! anything is read from there.
 
 use std::time::Duration;
 
 use async_nats::jetstream;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use broker_schema::codec;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -22,6 +22,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Failures in a row after which somebody who waits for an end is told; about ten seconds.
 const PATIENCE: u32 = 10;
+/// How many messages are asked for at once.
+const BATCH: usize = 500;
+/// How long the server keeps the consumer of a reader that is away.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 
 /// When a reader is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,14 +56,31 @@ impl Stored {
     }
 }
 
-/// Where to begin, and what to say of what is gone.
+/// What to say of messages that were removed before they were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    First,
-    /// This sequence, or what comes after it.
-    Sequence(u64),
-    /// The same; that something before it may have been removed is an error.
-    Complete(u64),
+pub(crate) enum Removal {
+    /// That something before the place may have been removed is an error.
+    Told,
+    PassedOver,
+}
+
+/// Where to go on, and in what stream.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// This sequence, or what comes after it; none where it is the first that there is.
+    wanted: Option<u64>,
+    removal: Removal,
+    /// When the stream was made that `wanted` counts in; none before it was looked at.
+    made: Option<i128>,
+}
+
+/// A stream as it is when a reader gets there.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    /// Tells it from another one of its name, in nanoseconds since 1970.
+    made: i128,
+    first: u64,
+    last: u64,
 }
 
 pub(crate) struct Reader {
@@ -68,7 +89,9 @@ pub(crate) struct Reader {
     filter: String,
     until: Until,
     place: Place,
-    messages: Option<Box<pull::Ordered>>,
+    messages: Option<Box<pull::Stream>>,
+    /// How many messages came from this consumer.
+    delivered: u64,
     link: watch::Receiver<LinkState>,
     generation: u64,
     failures: u32,
@@ -80,7 +103,8 @@ impl Reader {
         broker: Broker,
         stream: String,
         filter: String,
-        place: Place,
+        from: Option<u64>,
+        removal: Removal,
         until: Until,
     ) -> Self {
         let mut link = broker.link();
@@ -90,8 +114,13 @@ impl Reader {
             stream,
             filter,
             until,
-            place,
+            place: Place {
+                wanted: from,
+                removal,
+                made: None,
+            },
             messages: None,
+            delivered: 0,
             link,
             generation,
             failures: 0,
@@ -152,17 +181,17 @@ impl Reader {
             Some(Err(error)) => return Err(self.failed(error.into())),
             None => return Err(self.failed("the consumer has ended".into())),
         };
-        let (sequence, pending) = place(&message).map_err(|source| self.failed(source))?;
-        self.failures = 0;
-        self.done = self.until == Until::CaughtUp && pending == 0;
-        // A consumer that was made anew before its first message begins at the first of all.
-        if self.place.is_before(sequence) {
-            return Ok(None);
+        let at = position(&message).map_err(|source| self.failed(source))?;
+        if at.delivered != self.delivered + 1 {
+            return Err(self.failed("messages were lost on their way".into()));
         }
-        self.place = Place::Sequence(sequence + 1);
+        self.delivered = at.delivered;
+        self.failures = 0;
+        self.done = self.until == Until::CaughtUp && at.pending == 0;
+        self.place.wanted = Some(at.sequence + 1);
         let (message, _) = message.split();
         Ok(Some(Stored {
-            sequence,
+            sequence: at.sequence,
             subject: message.subject.to_string(),
             headers: message.headers,
             payload: message.payload,
@@ -170,20 +199,22 @@ impl Reader {
     }
 
     async fn open(&mut self) -> Result<(), BrokerError> {
-        self.check_place().await?;
         self.generation = self.link.borrow_and_update().generation;
-        let config = pull::OrderedConfig {
+        let config = pull::Config {
             filter_subject: self.filter.clone(),
-            deliver_policy: match self.place {
-                Place::First => DeliverPolicy::All,
+            deliver_policy: match self.place.wanted {
+                None => DeliverPolicy::All,
                 // The server takes no sequence below 1.
-                Place::Sequence(sequence) | Place::Complete(sequence) => {
-                    DeliverPolicy::ByStartSequence {
-                        start_sequence: sequence.max(1),
-                    }
-                }
+                Some(sequence) => DeliverPolicy::ByStartSequence {
+                    start_sequence: sequence.max(1),
+                },
             },
-            ..pull::OrderedConfig::default()
+            ack_policy: AckPolicy::None,
+            max_deliver: 1,
+            inactive_threshold: FORGOTTEN_AFTER,
+            num_replicas: 1,
+            memory_storage: true,
+            ..pull::Config::default()
         };
         let consumer = self
             .broker
@@ -191,47 +222,38 @@ impl Reader {
             .create_consumer_on_stream(config, self.stream.as_str())
             .await
             .map_err(|error| self.failed(error.into()))?;
+        // After the consumer was made: one of a stream that is gone by now is gone with it.
+        let found = self.look().await?;
+        self.place.check(&self.stream, found)?;
+        self.place.made = Some(found.made);
         if self.until == Until::CaughtUp && consumer.cached_info().num_pending == 0 {
             self.done = true;
             return Ok(());
         }
-        let messages = consumer.messages().await;
-        self.messages = Some(Box::new(
-            messages.map_err(|error| self.failed(error.into()))?,
-        ));
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(BATCH)
+            .messages()
+            .await
+            .map_err(|error| self.failed(error.into()))?;
+        self.delivered = 0;
+        self.messages = Some(Box::new(messages));
         Ok(())
     }
 
-    /// Whether the stream still has what the place counts on.
-    async fn check_place(&mut self) -> Result<(), BrokerError> {
-        let (Place::Sequence(wanted) | Place::Complete(wanted)) = self.place else {
-            return Ok(());
-        };
-        let state = self
+    async fn look(&self) -> Result<Found, BrokerError> {
+        let stream = self
             .broker
             .jetstream()
             .get_stream(&self.stream)
             .await
-            .map_err(|error| self.failed(error.into()))?
-            .cached_info()
-            .state
-            .clone();
-        let (first, last) = (state.first_sequence, state.last_sequence);
-        if wanted > last + 1 {
-            return Err(BrokerError::StreamReset {
-                stream: self.stream.clone(),
-                wanted,
-                last,
-            });
-        }
-        if matches!(self.place, Place::Complete(_)) && first > wanted {
-            return Err(BrokerError::Removed {
-                stream: self.stream.clone(),
-                wanted,
-                first,
-            });
-        }
-        Ok(())
+            .map_err(|error| self.failed(error.into()))?;
+        let info = stream.cached_info();
+        Ok(Found {
+            made: info.created.unix_timestamp_nanos(),
+            first: info.state.first_sequence,
+            last: info.state.last_sequence,
+        })
     }
 
     fn failed(&self, source: Cause) -> BrokerError {
@@ -244,18 +266,49 @@ impl Reader {
 }
 
 impl Place {
-    /// Whether a message stands before what is wanted.
-    fn is_before(self, sequence: u64) -> bool {
-        match self {
-            Self::First => false,
-            Self::Sequence(wanted) | Self::Complete(wanted) => sequence < wanted,
+    /// Whether the stream still has what the place counts on.
+    fn check(&self, stream: &str, found: Found) -> Result<(), BrokerError> {
+        let Some(wanted) = self.wanted else {
+            return Ok(());
+        };
+        if self.made.is_some_and(|made| made != found.made) {
+            return Err(BrokerError::StreamRemade {
+                stream: stream.to_owned(),
+                wanted,
+            });
         }
+        if wanted > found.last + 1 {
+            return Err(BrokerError::StreamReset {
+                stream: stream.to_owned(),
+                wanted,
+                last: found.last,
+            });
+        }
+        if self.removal == Removal::Told && found.first > wanted {
+            return Err(BrokerError::Removed {
+                stream: stream.to_owned(),
+                wanted,
+                first: found.first,
+            });
+        }
+        Ok(())
     }
 }
 
-fn place(message: &jetstream::Message) -> Result<(u64, u64), Cause> {
+/// Where a message stands in its stream, and among those of its consumer.
+struct Position {
+    sequence: u64,
+    delivered: u64,
+    pending: u64,
+}
+
+fn position(message: &jetstream::Message) -> Result<Position, Cause> {
     let info = message.info()?;
-    Ok((info.stream_sequence, info.pending))
+    Ok(Position {
+        sequence: info.stream_sequence,
+        delivered: info.consumer_sequence,
+        pending: info.pending,
+    })
 }
 
 #[cfg(test)]
@@ -263,11 +316,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_comes_twice() {
-        assert!(!Place::First.is_before(1));
-        for from in [Place::Sequence(5), Place::Complete(5)] {
-            assert!(from.is_before(4));
-            assert!(!from.is_before(5) && !from.is_before(6));
+    fn a_place_is_compared_with_the_stream() {
+        const FOUND: Found = Found {
+            made: 7,
+            first: 11,
+            last: 20,
+        };
+        let place = |wanted, removal, made| Place {
+            wanted,
+            removal,
+            made,
+        };
+        let cases = [
+            (place(None, Removal::Told, None), "goes on"),
+            // Nothing was read: nothing is missed.
+            (place(None, Removal::Told, Some(6)), "goes on"),
+            (place(Some(15), Removal::Told, None), "goes on"),
+            (place(Some(15), Removal::Told, Some(7)), "goes on"),
+            (place(Some(15), Removal::Told, Some(6)), "remade"),
+            (place(Some(15), Removal::PassedOver, Some(8)), "remade"),
+            // Also where it has not grown as far.
+            (place(Some(30), Removal::Told, Some(6)), "remade"),
+            (place(Some(21), Removal::Told, Some(7)), "goes on"),
+            (place(Some(22), Removal::Told, None), "reset"),
+            (place(Some(22), Removal::PassedOver, Some(7)), "reset"),
+            (place(Some(11), Removal::Told, Some(7)), "goes on"),
+            (place(Some(10), Removal::Told, None), "removed"),
+            (place(Some(10), Removal::Told, Some(7)), "removed"),
+            (place(Some(10), Removal::PassedOver, Some(7)), "goes on"),
+        ];
+        for (place, expected) in cases {
+            let said = match place.check("TERM", FOUND) {
+                Ok(()) => "goes on",
+                Err(BrokerError::StreamRemade { .. }) => "remade",
+                Err(BrokerError::StreamReset { .. }) => "reset",
+                Err(BrokerError::Removed { .. }) => "removed",
+                Err(_) => "another error",
+            };
+            assert_eq!(said, expected, "{place:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use broker_schema::codec::{self, Format};
 use broker_schema::{
     Epoch, ErrorCode, Frame, FrameKind, RunId, Step, TaskId, TaskRequest, Terminal,
 };
-use common::{LONG, Nats, output, terminal};
+use common::{LONG, Nats, output, sizes, terminal};
 use futures::{Stream, StreamExt as _};
 use remuda_client::broker::{Broker, Outgoing};
 use remuda_client::{Client, ClientError, OutputEvent, Until};
@@ -180,6 +180,101 @@ async fn what_is_gone_is_told_and_not_passed_over() {
 
     let lost = follow(&client, Some(1000)).next().await.unwrap();
     assert_eq!(lost.unwrap_err().code(), ErrorCode::ResultsRemoved);
+}
+
+/// What a reader says that cannot go on, and that it then ends; `before` are the results that may
+/// come first.
+async fn told(results: &mut Results, before: &[TaskId]) -> String {
+    loop {
+        match timeout(LONG, results.next()).await.unwrap().unwrap() {
+            Ok((_, terminal)) => assert!(
+                before.contains(&terminal.task),
+                "something was passed over: {terminal:?}"
+            ),
+            Err(error) => {
+                assert_eq!(error.code(), ErrorCode::ResultsRemoved);
+                assert!(timeout(LONG, results.next()).await.unwrap().is_none());
+                return remuda_telemetry::Chain(&error).to_string();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_was_lost_and_has_grown_again_is_not_taken_for_the_same() {
+    let mut nats = Nats::start().await;
+    let client = nats.client().await;
+    let first = store(client.broker(), 5).await;
+    let mut away = follow(&client, None);
+    assert_eq!(read(&mut away, 5).await.0, first);
+    let mut unread = follow(&client, None);
+
+    nats.kill();
+    nats.wipe();
+    nats.restart().await;
+    client.broker().ensure_streams(&sizes()).await.unwrap();
+    let second = store(client.broker(), 8).await;
+    let text = told(&mut away, &[]).await;
+    assert!(text.contains("read from the beginning"), "{text}");
+    assert_eq!(read(&mut follow(&client, None), 8).await.0, second);
+    assert_eq!(read(&mut unread, 8).await.0, second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_made_anew_under_a_reader_is_not_taken_for_the_same() {
+    let nats = Nats::start().await;
+    let client = nats.client().await;
+    let broker = client.broker();
+    store(broker, 5).await;
+    // The connection stands all the while.
+    let anew = async |count: usize| {
+        let stream = &broker.streams().terminals;
+        broker.jetstream().delete_stream(stream).await.unwrap();
+        broker.ensure_streams(&sizes()).await.unwrap();
+        store(broker, count).await
+    };
+    let mut away = follow(&client, None);
+    read(&mut away, 5).await;
+    let second = anew(7).await;
+    told(&mut away, &[]).await;
+    assert_eq!(read(&mut follow(&client, None), 7).await.0, second);
+
+    // One that waits for more than the new stream comes to have.
+    let mut waiting = follow(&client, None);
+    read(&mut waiting, 7).await;
+    let (_, third) = tokio::join!(told(&mut waiting, &[]), anew(2));
+    assert_eq!(read(&mut follow(&client, None), 2).await.0, third);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_while_a_reader_is_away_is_told() {
+    let mut nats = Nats::start().await;
+    let client = nats.client().await;
+    let broker = client.broker();
+    let first = store(broker, 6).await;
+    let mut results = follow(&client, None);
+    assert_eq!(read(&mut results, 2).await.0, first[..2]);
+    nats.kill();
+    nats.restart().await;
+    let second = store(broker, 4).await;
+    for task in first.iter().chain(&second[..2]) {
+        let subject = broker
+            .subjects()
+            .terminal(&"acme".parse().unwrap(), &run(), *task);
+        let stream = &broker.streams().terminals;
+        assert_eq!(broker.purge(stream, &subject).await.unwrap(), 1);
+    }
+    let others = broker
+        .subjects()
+        .terminals_of_run(&"acme".parse().unwrap(), &"other".parse().unwrap());
+    broker
+        .purge(&broker.streams().terminals, &others)
+        .await
+        .unwrap();
+    // It may have had the rest of the first ones before the server went.
+    let text = told(&mut results, &first[2..]).await;
+    assert!(text.contains("go on from 18"), "{text}");
+    assert_eq!(read(&mut follow(&client, Some(18)), 2).await.0, second[2..]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

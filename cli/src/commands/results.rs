@@ -28,7 +28,8 @@ pub(crate) struct Args {
     /// Wait for more when all that is there has been read
     #[arg(short, long)]
     follow: bool,
-    /// The first sequence to read: the last one read plus one
+    /// The first sequence to read: the last one read plus one. Not after
+    /// nats-server has lost its data: sequences begin anew then
     #[arg(long, value_name = "SEQ", value_parser = clap::value_parser!(u64).range(1..))]
     from: Option<u64>,
     /// Go on where the reader of this name left off; the server remembers where

@@ -145,6 +145,10 @@ pub enum BrokerError {
         wanted: u64,
         last: u64,
     },
+    #[error(
+        "stream {stream} is not the one in which {wanted} was to be read next: it was lost and made anew; read from the beginning"
+    )]
+    StreamRemade { stream: String, wanted: u64 },
     #[error("what is stored under {subject} cannot be read: {info}")]
     Unreadable { subject: String, info: ErrorInfo },
     #[error("cannot acknowledge the message {sequence} of {subject}")]
@@ -187,7 +191,9 @@ impl BrokerError {
             | Self::ConsumerTaken { .. }
             | Self::ConsumerGone { .. }
             | Self::StreamMissing { .. } => ErrorCode::StreamMismatch,
-            Self::Removed { .. } | Self::StreamReset { .. } => ErrorCode::ResultsRemoved,
+            Self::Removed { .. } | Self::StreamReset { .. } | Self::StreamRemade { .. } => {
+                ErrorCode::ResultsRemoved
+            }
             Self::TooLarge { .. } => ErrorCode::RequestTooLarge,
             Self::Full { .. } => ErrorCode::ResultsFull,
             Self::Refused { .. }

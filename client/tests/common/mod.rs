@@ -63,6 +63,11 @@ impl Nats {
         self.ready().await;
     }
 
+    /// What is left of a server whose disk was lost. Only after it was killed.
+    pub(crate) fn wipe(&self) {
+        std::fs::remove_dir_all(self.store.path().join("jetstream")).unwrap();
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
