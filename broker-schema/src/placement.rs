@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{SandboxRef, TaskId, TaskRequest, Timestamp};
+use crate::{SandboxRef, TaskId, TaskRequest, TenantId, Timestamp};
 
 /// A task and the lease that it runs under: the payload of RUN.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -18,9 +18,18 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The `Nats-Msg-Id` of the placement: `tenant/task/attempt`.
+    /// The `Nats-Msg-Id` of the placement: `tenant/task/attempt/epoch`. Attempts alone are not
+    /// enough: a Redis that was flushed counts them from the beginning.
     pub fn message_id(&self) -> String {
-        format!("{}/{}/{}", self.task.tenant, self.task.id, self.attempt)
+        let (task, epoch) = (self.task.message_id(), self.sandbox.epoch.0);
+        format!("{task}/{}/{epoch}", self.attempt)
+    }
+
+    /// The `Nats-Msg-Id` of its request where that is queued again:
+    /// `tenant/task/retry-attempt/epoch`. The same whoever does it.
+    pub fn retry_id(&self) -> String {
+        let (task, epoch) = (self.task.message_id(), self.sandbox.epoch.0);
+        format!("{task}/retry-{}/{epoch}", self.attempt)
     }
 }
 
@@ -29,10 +38,56 @@ impl Placement {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlMessage {
-    /// End this task.
+    /// As older dispatchers say it, without whose task it is: it could be
+    /// another tenant's. Look at the leases, which tell.
     Cancel(TaskId),
+    /// End this task of this tenant.
+    CancelTask { tenant: TenantId, task: TaskId },
     /// Take nothing new, finish, leave.
     Drain,
     /// Read the pools and targets again.
     Pools,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Epoch, SandboxId};
+
+    #[test]
+    fn an_attempt_that_is_counted_again_has_ids_of_its_own() {
+        let placement = |attempt, epoch| Placement {
+            task: TaskRequest {
+                id: TaskId::derived(b"one"),
+                ..TaskRequest::new(
+                    "t".parse().unwrap(),
+                    "r".parse().unwrap(),
+                    "p".parse().unwrap(),
+                    Vec::new(),
+                )
+            },
+            request_digest: String::new(),
+            attempt,
+            sandbox: SandboxRef {
+                sandbox: SandboxId::new(),
+                worker: "w".parse().unwrap(),
+                epoch,
+            },
+            dispatched_at: Timestamp::now(),
+        };
+        let first = placement(1, Epoch::new(3, 41));
+        let task = first.task.id;
+        assert_eq!(first.message_id(), format!("t/{task}/1/12884901929"));
+        assert_eq!(first.retry_id(), format!("t/{task}/retry-1/12884901929"));
+        for (other, same) in [
+            (placement(1, Epoch::new(3, 41)), true),
+            (placement(2, Epoch::new(3, 42)), false),
+            // The same attempt, counted again after a flush.
+            (placement(1, Epoch::new(4, 1)), false),
+        ] {
+            assert_eq!(other.message_id() == first.message_id(), same);
+            assert_eq!(other.retry_id() == first.retry_id(), same);
+            assert_ne!(other.message_id(), first.retry_id());
+        }
+    }
 }

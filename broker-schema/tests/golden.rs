@@ -257,6 +257,13 @@ fn every_message_keeps_its_bytes() {
         "control_cancel",
         &ControlMessage::Cancel(TASK.parse().unwrap()),
     );
+    check(
+        "control_cancel_task",
+        &ControlMessage::CancelTask {
+            tenant: "acme".parse().unwrap(),
+            task: TASK.parse().unwrap(),
+        },
+    );
     check("control_drain", &ControlMessage::Drain);
 }
 

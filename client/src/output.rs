@@ -226,7 +226,7 @@ impl OutputStream {
         match stored.next().await {
             Some(Ok((sequence, frame))) => {
                 let wanted = match &self.phase {
-                    Phase::Ended { terminal, .. } => frame.attempt == terminal.attempt,
+                    Phase::Ended { terminal, .. } => frame.is_of(terminal),
                     _ => true,
                 };
                 if wanted {
@@ -256,14 +256,14 @@ impl OutputStream {
         Ok(())
     }
 
-    /// The terminal decides which attempt it was, also where a later one had
-    /// begun.
+    /// The terminal decides which attempt it was, and under which epoch, also
+    /// where a later one had begun.
     fn ended(&mut self, terminal: Box<Terminal>) {
         if terminal.frames == 0 {
             self.reassembler.emit_terminal(&terminal, &mut self.events);
         } else {
-            if self.reassembler.attempt() > terminal.attempt {
-                self.reassembler.restart(terminal.attempt, &mut self.events);
+            if self.reassembler.is_past(&terminal) {
+                self.reassembler.restart(&terminal, &mut self.events);
                 self.in_order = 0;
             }
             if !self.reassembler.complete(&terminal) {
@@ -296,7 +296,7 @@ impl OutputStream {
             }
             Err(detail) => {
                 tracing::debug!(task = %self.task, detail, "output is read again");
-                self.reassembler.restart(terminal.attempt, &mut self.events);
+                self.reassembler.restart(&terminal, &mut self.events);
                 self.in_order = 0;
                 self.start_reading();
                 self.phase = Phase::Ended {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use broker_schema::digest::Running;
-use broker_schema::{ExitStatus, Frame, FrameKind, Output, Terminal};
+use broker_schema::{Epoch, ExitStatus, Frame, FrameKind, Output, Terminal};
 
 /// Frames that are kept while an earlier one is missing; what comes beyond is
 /// read again later. 64 KiB each.
@@ -30,11 +30,39 @@ pub enum OutputEvent {
 /// Puts the frames of a task in order.
 #[derive(Debug, Default)]
 pub(crate) struct Reassembler {
-    attempt: u32,
+    run: Run,
     next: u64,
     held: BTreeMap<u64, Frame>,
     sums: HashMap<(u32, FrameKind), Sum>,
     emitted: bool,
+}
+
+/// Which run of the task the frames are of. A Redis that was flushed counts attempts from the
+/// beginning, under a higher epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Run {
+    attempt: u32,
+    epoch: Epoch,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            attempt: 0,
+            epoch: Epoch(0),
+        }
+    }
+}
+
+impl Run {
+    /// A terminal without a lease leaves the epoch open: `otherwise`.
+    fn of(terminal: &Terminal, otherwise: Epoch) -> Self {
+        let lease = terminal.sandbox.as_ref();
+        Self {
+            attempt: terminal.attempt,
+            epoch: lease.map_or(otherwise, |lease| lease.epoch),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -47,11 +75,15 @@ impl Reassembler {
     /// Takes a frame, whenever and however often it comes, and appends what
     /// can be told now.
     pub(crate) fn push(&mut self, frame: Frame, events: &mut impl Extend<OutputEvent>) {
-        if frame.attempt < self.attempt {
+        let run = Run {
+            attempt: frame.attempt,
+            epoch: frame.epoch,
+        };
+        if run < self.run {
             return;
         }
-        if frame.attempt > self.attempt {
-            self.restart(frame.attempt, events);
+        if run > self.run {
+            self.begin(run, events);
         }
         if frame.n < self.next {
             return;
@@ -68,13 +100,19 @@ impl Reassembler {
         }
     }
 
-    /// Forgets everything and begins with `attempt` anew.
-    pub(crate) fn restart(&mut self, attempt: u32, events: &mut impl Extend<OutputEvent>) {
+    /// Forgets everything and begins with the terminal's attempt anew.
+    pub(crate) fn restart(&mut self, terminal: &Terminal, events: &mut impl Extend<OutputEvent>) {
+        self.begin(Run::of(terminal, Epoch(0)), events);
+    }
+
+    fn begin(&mut self, run: Run, events: &mut impl Extend<OutputEvent>) {
         if self.emitted {
-            events.extend([OutputEvent::Reset { attempt }]);
+            events.extend([OutputEvent::Reset {
+                attempt: run.attempt,
+            }]);
         }
         *self = Self {
-            attempt,
+            run,
             ..Self::default()
         };
     }
@@ -86,11 +124,13 @@ impl Reassembler {
 
     /// Whether these are all frames of the terminal's attempt.
     pub(crate) fn complete(&self, terminal: &Terminal) -> bool {
-        self.attempt == terminal.attempt && self.next == terminal.frames
+        self.run == Run::of(terminal, self.run.epoch) && self.next == terminal.frames
     }
 
-    pub(crate) fn attempt(&self) -> u32 {
-        self.attempt
+    /// Whether it has begun with what comes after the terminal's attempt: frames of that would
+    /// be passed over.
+    pub(crate) fn is_past(&self, terminal: &Terminal) -> bool {
+        self.run > Run::of(terminal, self.run.epoch)
     }
 
     fn emit(&mut self, frame: Frame, events: &mut impl Extend<OutputEvent>) {
@@ -119,7 +159,7 @@ impl Reassembler {
         terminal: &Terminal,
         events: &mut impl Extend<OutputEvent>,
     ) {
-        self.restart(terminal.attempt, events);
+        self.restart(terminal, events);
         for (step, result) in (0u32..).zip(&terminal.steps) {
             for (kind, output) in [
                 (FrameKind::Stdout, &result.stdout),
@@ -129,7 +169,7 @@ impl Reassembler {
                     self.emit(
                         Frame {
                             attempt: terminal.attempt,
-                            epoch: broker_schema::Epoch(0),
+                            epoch: self.run.epoch,
                             n: 0,
                             step,
                             kind,

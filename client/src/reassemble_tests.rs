@@ -6,9 +6,13 @@ use broker_schema::{Attribution, Epoch, Outcome, StepResult, TaskId, Times, Usag
 use proptest::prelude::*;
 
 fn frame(attempt: u32, n: u64, data: &[u8]) -> Frame {
+    frame_under(attempt, Epoch(u64::from(attempt)), n, data)
+}
+
+fn frame_under(attempt: u32, epoch: Epoch, n: u64, data: &[u8]) -> Frame {
     Frame {
         attempt,
-        epoch: Epoch(u64::from(attempt)),
+        epoch,
         n,
         step: 0,
         kind: FrameKind::Stdout,
@@ -80,6 +84,88 @@ fn a_new_attempt_replaces_the_old() {
     let terminal = terminal(2, 1, b"new");
     assert!(reassembler.complete(&terminal));
     reassembler.verify(&terminal).unwrap();
+}
+
+/// The terminal of an attempt under a lease.
+fn terminal_under(attempt: u32, epoch: Epoch, frames: u64, stdout: &[u8]) -> Terminal {
+    Terminal {
+        sandbox: Some(broker_schema::SandboxRef {
+            sandbox: broker_schema::SandboxId::new(),
+            worker: "w".parse().unwrap(),
+            epoch,
+        }),
+        ..terminal(attempt, frames, stdout)
+    }
+}
+
+/// After a flush attempts are counted from the beginning: the frames of two leases that have the
+/// same attempt are never one output.
+#[test]
+fn frames_of_two_epochs_are_not_mixed() {
+    let (old, new) = (Epoch::new(1, 9), Epoch::new(2, 1));
+    let of_old = [frame_under(1, old, 0, b"o"), frame_under(1, old, 1, b"ld")];
+    let of_new = [frame_under(1, new, 0, b"n"), frame_under(1, new, 1, b"ew")];
+    let [o0, o1] = of_old.clone();
+    let [n0, n1] = of_new.clone();
+    let orders = [
+        vec![o0.clone(), o1.clone(), n0.clone(), n1.clone()],
+        vec![o0.clone(), n0.clone(), o1.clone(), n1.clone()],
+        vec![n0.clone(), o0.clone(), n1.clone(), o1.clone()],
+        vec![n1.clone(), o0.clone(), o1.clone(), n0.clone()],
+        vec![o0.clone(), n1.clone(), o1.clone(), n0.clone()],
+    ];
+    for order in orders {
+        let (mut reassembler, mut events) = (Reassembler::default(), Vec::new());
+        for frame in order.clone() {
+            reassembler.push(frame, &mut events);
+        }
+        assert_eq!(read(&events), b"new", "{order:?}");
+        let wins = terminal_under(1, new, 2, b"new");
+        assert!(reassembler.complete(&wins) && !reassembler.is_past(&wins));
+        // Should the earlier one have won, its frames are read once more, and only they.
+        let wins = terminal_under(1, old, 2, b"old");
+        assert!(!reassembler.complete(&wins) && reassembler.is_past(&wins));
+        reassembler.restart(&wins, &mut events);
+        for frame in order.into_iter().filter(|frame| frame.is_of(&wins)) {
+            reassembler.push(frame, &mut events);
+        }
+        // Held frames of the other epoch do not fill what is missing.
+        for frame in &of_old {
+            reassembler.push(frame.clone(), &mut events);
+        }
+        assert!(reassembler.complete(&wins));
+        assert_eq!(read(&events), b"old");
+        reassembler.verify(&wins).unwrap();
+    }
+}
+
+#[test]
+fn the_terminal_decides_which_run_it_was() {
+    let (old, new) = (Epoch::new(1, 9), Epoch::new(2, 1));
+    // What was seen, what won, whether it is whole, whether it must begin anew.
+    let cases = [
+        ((1, old), (1, Some(old)), true, false),
+        ((1, old), (1, Some(new)), false, false),
+        ((1, new), (1, Some(old)), false, true),
+        ((2, old), (1, Some(new)), false, true),
+        ((1, new), (2, Some(old)), false, false),
+        ((2, old), (2, None), true, false),
+        ((2, old), (1, None), false, true),
+    ];
+    for ((attempt, epoch), (won, under), whole, past) in cases {
+        let mut reassembler = Reassembler::default();
+        reassembler.push(frame_under(attempt, epoch, 0, b"x"), &mut Vec::new());
+        let end = match under {
+            Some(under) => terminal_under(won, under, 1, b"x"),
+            None => terminal(won, 1, b"x"),
+        };
+        let found = (reassembler.complete(&end), reassembler.is_past(&end));
+        assert_eq!(
+            found,
+            (whole, past),
+            "{attempt} {epoch}, won: {won} {under:?}"
+        );
+    }
 }
 
 #[test]

@@ -368,7 +368,7 @@ async fn send_frame(broker: &Broker, request: &TaskRequest, frame: &Frame) {
         subject: broker
             .subjects()
             .result(&request.tenant, &request.run, request.id),
-        message_id: Some(frame.message_id(request.id)),
+        message_id: Some(frame.message_id(&request.tenant, request.id)),
         payload: codec::encode(frame, Format::MessagePack).unwrap().into(),
         ..Outgoing::default()
     };

@@ -214,7 +214,11 @@ impl One<'_> {
                 return Ok(stored.map_or(State::Finished, ended));
             }
             CancelState::Placed { sandbox } => {
-                tell(fleet, &sandbox.worker, &ControlMessage::Cancel(task)).await;
+                let hint = ControlMessage::CancelTask {
+                    tenant: self.tenant.clone(),
+                    task,
+                };
+                tell(fleet, &sandbox.worker, &hint).await;
                 return Ok(State::Cancelling);
             }
             CancelState::Unplaced => {}

@@ -202,6 +202,13 @@ async fn sessions_count_as_sandboxes_and_run_only_while_they_have_a_task() {
         .await
         .unwrap();
     assert_eq!(used(&store).await, [2, 2, 1]);
+    let late = store.keep(&owner, session.sandbox, session.epoch, done);
+    assert!(late.await.unwrap());
+    assert_eq!(
+        used(&store).await,
+        [2, 2, 1],
+        "the task before it ends once"
+    );
     store.renew(&owner, &lease).await.unwrap();
     assert_eq!(used(&store).await, [2, 2, 1]);
     let released = store.release(&owner, session.sandbox, session.epoch, None);

@@ -28,7 +28,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut messages: Subscriber, token: Ca
         let hint = Format::from_content_type(content_type)
             .and_then(|format| codec::decode::<ControlMessage>(&message.payload, format));
         match hint {
-            Ok(ControlMessage::Cancel(task)) => shared.cancel(task, CancelCause::Asked),
+            Ok(ControlMessage::CancelTask { tenant, task }) => {
+                shared.cancel(&tenant, task, CancelCause::Asked);
+            }
+            // Whose it is the registry knows, by the lease.
+            Ok(ControlMessage::Cancel(_)) => shared.renew_wake.notify_one(),
             Ok(ControlMessage::Drain) => {
                 tracing::info!("asked to leave");
                 shared.leave.cancel();

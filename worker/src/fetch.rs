@@ -123,14 +123,15 @@ async fn route(shared: &Arc<Shared>, delivery: Delivery) {
     let cancel = match admission {
         Admission::Run(cancel) => cancel,
         Admission::Redelivered => return,
-        Admission::Repeat if placement.task.session.is_some() => {
+        Admission::Ended if placement.task.session.is_some() => {
             let inner = shared.clone();
             shared.holders.spawn("answer again", async move {
                 finish::answer_again(inner, key, placement, delivery, format).await;
             });
             return;
         }
-        Admission::Repeat => {
+        // What runs has its message still, and comes again with that.
+        Admission::Running | Admission::Ended => {
             finish::acknowledge(&delivery).await;
             return;
         }

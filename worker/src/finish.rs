@@ -225,10 +225,7 @@ pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, back: Ba
     };
     let message = Outgoing {
         subject: shared.broker.subjects().request(&task.tenant, &task.pool),
-        message_id: Some(format!(
-            "{}/{}/retry-{}",
-            task.tenant, task.id, placement.attempt
-        )),
+        message_id: Some(placement.retry_id()),
         format: job.format,
         payload: payload.into(),
         trace: job.trace.clone(),
@@ -249,7 +246,7 @@ pub(crate) async fn hand_back(shared: Arc<Shared>, job: Job, why: &str, back: Ba
     }
 }
 
-/// A session's task that has begun here before comes again: it is told what it came to.
+/// A session's task that has ended here before comes again: it is told what it came to.
 pub(crate) async fn answer_again(
     shared: Arc<Shared>,
     key: JobKey,

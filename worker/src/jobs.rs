@@ -61,8 +61,11 @@ pub(crate) enum Admission {
     Run(Cancellation),
     /// The message that runs, delivered once more: its end will settle it.
     Redelivered,
-    /// Another message of what runs or has ended: settle it and do nothing else.
-    Repeat,
+    /// Another message of what runs. The first one stands for it until the end: settle this one
+    /// and say nothing.
+    Running,
+    /// A message of what has ended.
+    Ended,
 }
 
 #[derive(Debug)]
@@ -94,11 +97,11 @@ impl JobTable {
             return if running.sequence == sequence {
                 Admission::Redelivered
             } else {
-                Admission::Repeat
+                Admission::Running
             };
         }
         if self.ended.contains(key) {
-            return Admission::Repeat;
+            return Admission::Ended;
         }
         let cancel = Cancellation::default();
         let Family { run, group } = &family;
@@ -130,9 +133,19 @@ impl JobTable {
         }
     }
 
-    /// Cancels every attempt at a task; how many there were.
-    pub(crate) fn cancel(&self, task: TaskId, cause: CancelCause) -> usize {
-        let attempts = self.running.iter().filter(|(key, _)| key.task == task);
+    /// Cancels every attempt at a task of a tenant; how many there were. Ids are the clients':
+    /// another tenant may use the same.
+    pub(crate) fn cancel(&self, tenant: &TenantId, task: TaskId, cause: CancelCause) -> usize {
+        self.cancel_those(cause, |key| key.tenant == *tenant && key.task == task)
+    }
+
+    /// Cancels a task under the lease of this epoch, which is one tenant's; how many there were.
+    pub(crate) fn cancel_leased(&self, epoch: Epoch, task: TaskId, cause: CancelCause) -> usize {
+        self.cancel_those(cause, |key| key.epoch == epoch && key.task == task)
+    }
+
+    fn cancel_those(&self, cause: CancelCause, meant: impl Fn(&JobKey) -> bool) -> usize {
+        let attempts = self.running.iter().filter(|(key, _)| meant(key));
         attempts
             .map(|(_, running)| running.cancel.cancel(cause))
             .count()
@@ -217,12 +230,12 @@ mod tests {
         ));
         assert!(matches!(
             table.admit(&key, 8, family(), Instant::now()),
-            Admission::Repeat
+            Admission::Running
         ));
         table.end(&key, true);
         assert!(matches!(
             table.admit(&key, 7, family(), Instant::now()),
-            Admission::Repeat
+            Admission::Ended
         ));
         let next = JobKey {
             attempt: 2,
@@ -242,6 +255,45 @@ mod tests {
             table.admit(&recounted, 10, family(), Instant::now()),
             Admission::Run(_)
         ));
+    }
+
+    #[test]
+    fn a_repeat_is_told_from_what_runs_and_from_what_has_ended() {
+        #[derive(Debug, Clone, Copy)]
+        enum Before {
+            Nothing,
+            Runs,
+            EndedSettled,
+            EndedQuietly,
+        }
+        // The first message is 7.
+        for (before, sequence, wanted) in [
+            (Before::Nothing, 7, "run"),
+            (Before::Runs, 7, "redelivered"),
+            (Before::Runs, 8, "running"),
+            (Before::EndedSettled, 7, "ended"),
+            (Before::EndedSettled, 8, "ended"),
+            (Before::EndedQuietly, 7, "run"),
+            (Before::EndedQuietly, 8, "run"),
+        ] {
+            let (mut table, key) = (JobTable::default(), key(1));
+            if !matches!(before, Before::Nothing) {
+                table.admit(&key, 7, family(), Instant::now());
+            }
+            match before {
+                Before::Nothing | Before::Runs => {}
+                Before::EndedSettled => table.end(&key, true),
+                Before::EndedQuietly => table.end(&key, false),
+            }
+            let found = match table.admit(&key, sequence, family(), Instant::now()) {
+                Admission::Run(_) => "run",
+                Admission::Redelivered => "redelivered",
+                Admission::Running => "running",
+                Admission::Ended => "ended",
+            };
+            assert_eq!(found, wanted, "{before:?}, message {sequence}");
+            assert_eq!(table.running(), usize::from(wanted != "ended"));
+        }
     }
 
     #[test]
@@ -277,9 +329,16 @@ mod tests {
         let first = key(1);
         let second = JobKey {
             attempt: 2,
+            epoch: Epoch::new(1, 2),
             ..first.clone()
         };
-        let tokens: Vec<Cancellation> = [&first, &second, &key(1)]
+        // The ids of another tenant's tasks may be the same.
+        let others = JobKey {
+            tenant: "u".parse().unwrap(),
+            epoch: Epoch::new(1, 3),
+            ..first.clone()
+        };
+        let tokens: Vec<Cancellation> = [&first, &second, &key(1), &others]
             .into_iter()
             .zip(1..)
             .map(
@@ -289,9 +348,16 @@ mod tests {
                 },
             )
             .collect();
-        assert_eq!(table.cancel(first.task, CancelCause::Asked), 2);
-        let cancelled: Vec<bool> = tokens.iter().map(Cancellation::is_cancelled).collect();
-        assert_eq!(cancelled, [true, true, false]);
+        let cancelled = || -> Vec<bool> { tokens.iter().map(Cancellation::is_cancelled).collect() };
+        let asked = CancelCause::Asked;
+        assert_eq!(table.cancel(&first.tenant, first.task, asked), 2);
+        assert_eq!(cancelled(), [true, true, false, false]);
+        let nobody = "v".parse().unwrap();
+        assert_eq!(table.cancel(&nobody, first.task, asked), 0);
+        assert_eq!(table.cancel_leased(Epoch::new(9, 9), first.task, asked), 0);
+        assert_eq!(cancelled(), [true, true, false, false]);
+        assert_eq!(table.cancel_leased(others.epoch, first.task, asked), 1);
+        assert_eq!(cancelled(), [true, true, false, true]);
     }
 
     #[test]

@@ -77,7 +77,7 @@ async fn renew(shared: &Shared) {
                         Some(Cancelled {
                             task: Some(task),
                             cause,
-                        }) => shared.cancel(task, cause),
+                        }) => shared.cancel_leased(*epoch, task, cause),
                         Some(Cancelled { task: None, .. }) => {
                             // A session of what was cancelled waits for a task that will not come.
                             let holder = shared.herd().holder(*sandbox, *epoch);

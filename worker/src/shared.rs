@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use broker_schema::codec::Format;
-use broker_schema::{CancelCause, CancelNotice, Epoch, Placement, SandboxId, TaskId, WorkerId};
+use broker_schema::{
+    CancelCause, CancelNotice, Epoch, Placement, SandboxId, TaskId, TenantId, WorkerId,
+};
 use remuda_client::broker::{Broker, Delivery};
 use remuda_lease::{LeaseStore, PoolTarget};
 use remuda_telemetry::history::{self, Event};
@@ -202,9 +204,15 @@ impl Shared {
         }
     }
 
-    pub(crate) fn cancel(&self, task: TaskId, cause: CancelCause) {
-        let attempts = self.jobs().cancel(task, cause);
-        tracing::info!(%task, attempts, %cause, "cancel");
+    pub(crate) fn cancel(&self, tenant: &TenantId, task: TaskId, cause: CancelCause) {
+        let attempts = self.jobs().cancel(tenant, task, cause);
+        tracing::info!(%tenant, %task, attempts, %cause, "cancel");
+    }
+
+    /// The registry says that the task of a lease is cancelled.
+    pub(crate) fn cancel_leased(&self, epoch: Epoch, task: TaskId, cause: CancelCause) {
+        let attempts = self.jobs().cancel_leased(epoch, task, cause);
+        tracing::info!(%epoch, %task, attempts, %cause, "cancel");
     }
 
     /// Something was cancelled, here or elsewhere.

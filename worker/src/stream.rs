@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use broker_schema::codec::{self, EncodeError, Format};
-use broker_schema::{ExitStatus, Frame, FrameKind, Placement, TaskId};
+use broker_schema::{ExitStatus, Frame, FrameKind, Placement, TaskId, TenantId};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use remuda_client::broker::{Broker, BrokerError, Outgoing, PubAck};
@@ -49,6 +49,7 @@ struct Sent {
 pub(crate) struct Stream {
     broker: Broker,
     subject: String,
+    tenant: TenantId,
     task: TaskId,
     attempt: u32,
     format: Format,
@@ -75,6 +76,7 @@ impl Stream {
         Self {
             broker: broker.clone(),
             subject: broker.subjects().result(&task.tenant, &task.run, task.id),
+            tenant: task.tenant.clone(),
             task: task.id,
             attempt: placement.attempt,
             format,
@@ -153,7 +155,7 @@ impl Stream {
             let payload = codec::encode(frame, self.format).map_err(StreamError::Encode)?;
             let message = Outgoing {
                 subject: self.subject.clone(),
-                message_id: Some(frame.message_id(self.task)),
+                message_id: Some(frame.message_id(&self.tenant, self.task)),
                 format: self.format,
                 payload: payload.into(),
                 trace: self.trace.clone(),

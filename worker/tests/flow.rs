@@ -80,13 +80,46 @@ async fn output_is_seen_while_the_task_runs() {
     let frames = fleet.frames(&task, 1).await;
     assert_eq!(frames[0].data.0, b"early");
     assert!(fleet.stored(&task).await.is_none());
-    fleet.hint(&ControlMessage::Cancel(task.id)).await;
+    let (tenant, id) = (task.tenant.clone(), task.id);
+    let cancel = ControlMessage::CancelTask { tenant, task: id };
+    fleet.hint(&cancel).await;
     let terminal = fleet.terminal(&task).await;
     assert_eq!(terminal.outcome, Outcome::Cancelled);
     assert_eq!(terminal.attribution, Attribution::User);
     assert_eq!(terminal.steps[0].stdout.whole(), Some(&b"early"[..]));
     // The frame with the output and the one with the exit.
     assert_eq!(terminal.frames, 2);
+    fleet.leased(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hint_ends_its_tenants_task_and_no_other() {
+    let fleet = Fleet::start(2).await;
+    let endless = || task(&[&["fake:print", "x", "fake:sleep", "600000"]]);
+    let (spared, witness) = (endless(), endless());
+    for task in [&spared, &witness] {
+        fleet.submit(task).await;
+        fleet.frames(task, 1).await;
+    }
+    let cancel = |tenant: &str, task| ControlMessage::CancelTask {
+        tenant: tenant.parse().unwrap(),
+        task,
+    };
+    // Another tenant has a task of the same id; an old dispatcher does not say whose it means.
+    fleet.hint(&cancel("u", spared.id)).await;
+    fleet.hint(&ControlMessage::Cancel(spared.id)).await;
+    // Hints are heeded in their order: with the end of this one the others were.
+    fleet.hint(&cancel("t", witness.id)).await;
+    let ended = fleet.terminal(&witness).await;
+    assert_eq!(ended.outcome, Outcome::Cancelled);
+    assert!(fleet.stored(&spared).await.is_none());
+    fleet.leased(1).await;
+    // Where the registry says so too, it is meant.
+    let (tenant, id) = (&spared.tenant, spared.id);
+    fleet.leases.cancel(tenant, id).await.unwrap();
+    fleet.hint(&ControlMessage::Cancel(id)).await;
+    let ended = fleet.terminal(&spared).await;
+    assert_eq!(ended.outcome, Outcome::Cancelled);
     fleet.leased(0).await;
 }
 
@@ -288,7 +321,8 @@ async fn a_sandbox_that_dies_sends_the_task_back() {
     let returned = returned.unwrap();
     let header = |name: &str| returned.headers.get(name).unwrap().as_str().to_owned();
     assert_eq!(header("Remuda-Digest"), placement.request_digest);
-    let wanted = format!("{}/{}/retry-1", task.tenant, task.id);
+    let epoch = placement.sandbox.epoch.0;
+    let wanted = format!("{}/{}/retry-1/{epoch}", task.tenant, task.id);
     assert_eq!(header("Nats-Msg-Id"), wanted);
     let request =
         codec::decode::<broker_schema::TaskRequest>(&returned.payload, Format::MessagePack);

@@ -5,7 +5,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use broker_schema::{Attribution, ErrorCode, Outcome, SessionOptions};
+use broker_schema::{Attribution, ControlMessage, ErrorCode, Outcome, SessionOptions};
+use remuda_tests::wait::eventually;
 use support::{Fleet, LONG, task};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,6 +108,48 @@ async fn a_repeated_task_is_answered_from_memory() {
     assert_eq!(fleet.terminal(&first).await, terminal);
     fleet.settled().await;
     assert_eq!(fleet.fake.executed(), 1, "it ran once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_of_what_runs_neither_ends_it_nor_runs_it_again() {
+    let fleet = Fleet::start(1).await;
+    let session = fleet.open(SessionOptions::default()).await;
+    let before = fleet.fake.executed();
+    let endless = task(&[&["fake:print", "true", "fake:sleep", "600000"]]);
+    let endless = fleet.in_session(&session, endless).await;
+    fleet.frames(&endless, 1).await;
+    // As after the server has forgotten the first one's id, and from a client without ids.
+    let repeat = broker_schema::Placement {
+        request_digest: String::new(),
+        attempt: 1,
+        sandbox: session.clone(),
+        dispatched_at: broker_schema::Timestamp::now(),
+        task: endless.clone(),
+    };
+    fleet.publish(&repeat, "under another id").await;
+    fleet.publish_nameless(&repeat).await;
+    let placements = fleet.broker.streams().placements.clone();
+    eventually("settled repeats", LONG, async || {
+        match fleet.unsettled(&placements).await {
+            1 => Ok(()),
+            left => Err(format!("{left} instead of the one that runs")),
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(fleet.stored(&endless).await, None);
+    let (tenant, id) = (endless.tenant.clone(), endless.id);
+    let cancel = ControlMessage::CancelTask { tenant, task: id };
+    fleet.hint(&cancel).await;
+    let ended = fleet.terminal(&endless).await;
+    assert_eq!(ended.outcome, Outcome::Cancelled, "{}", ended.evidence);
+    assert_eq!(ended.steps[0].stdout.whole(), Some(&b"true"[..]));
+    fleet.settled().await;
+    // From now on it is answered with what it came to.
+    fleet.publish_nameless(&repeat).await;
+    fleet.settled().await;
+    assert_eq!(fleet.stored(&endless).await, Some(ended));
+    assert_eq!(fleet.fake.executed(), before + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -174,7 +174,7 @@ async fn print(client: &Client, terminal: &Terminal) -> Result<(), Failure> {
     let mut next = 0;
     while let Some(item) = frames.next().await {
         let (_, frame) = item.map_err(|error| connect::failure(&error))?;
-        if frame.attempt != terminal.attempt || frame.n != next {
+        if !frame.is_of(terminal) || frame.n != next {
             continue;
         }
         next += 1;

@@ -87,7 +87,8 @@ impl Broker {
             // The content is part of the id: two writers never share one, or
             // the loser would take the winner's "duplicate" for its own.
             message_id: Some(format!(
-                "{}/terminal/{}",
+                "{}/{}/terminal/{}",
+                terminal.tenant,
                 terminal.task,
                 sha256_hex(&payload)
             )),

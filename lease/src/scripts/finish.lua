@@ -22,8 +22,11 @@ local record = sandbox_of(id)
 if record and not holds(record, worker, ARGV[3], ARGV[4]) then refuse('release') end
 if not holds(record, worker, ARGV[3], ARGV[4]) then return { 'stale', enough } end
 if keep == '1' then
-  redis.call('HDEL', key('sandbox', id), 'task')
-  if record.tenant then redis.call('ZREM', key('use', record.tenant, 'running'), id) end
+  -- This may come late: the session's next task may be written down already.
+  if not record.task or record.task == task then
+    redis.call('HDEL', key('sandbox', id), 'task')
+    if record.tenant then redis.call('ZREM', key('use', record.tenant, 'running'), id) end
+  end
 else
   forget(id, record)
 end

@@ -1,6 +1,8 @@
 //! NATS: two work queues, the memory for message ids, the terminal gate, the incarnation's
 //! sequence. Acknowledgements are not fenced: whoever sends one settles the message.
 
+use std::collections::BTreeSet;
+
 use crate::state::{Epoch, Grant, REQUESTS, SandboxId, TASKS, Terminal};
 
 /// Where a message of REQ is.
@@ -12,7 +14,7 @@ pub(crate) enum Presence {
     Delivered,
 }
 
-/// A message of RUN. Its id is `tenant/task/attempt`.
+/// A message of RUN. Its id is `tenant/task/attempt/epoch`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Placement {
     pub(crate) task: usize,
@@ -51,12 +53,13 @@ pub(crate) enum Gate {
 pub(crate) struct Broker {
     /// REQ, by task and message: 0 is the client's, n what attempt n left behind.
     pub(crate) requests: [[Presence; REQUESTS]; TASKS],
-    /// The message ids of REQ that the server remembers, a bit each.
-    pub(crate) request_ids: [u8; TASKS],
+    /// The message ids of REQ that the server remembers: task, message, and the epoch of the
+    /// attempt that left it behind; of the client's none.
+    pub(crate) request_ids: BTreeSet<(usize, usize, Epoch)>,
     /// RUN, sorted.
     pub(crate) placements: Vec<Placement>,
-    /// The attempts whose placements the server remembers, a bit each.
-    pub(crate) placement_ids: [u8; TASKS],
+    /// The tasks and epochs whose placements the server remembers; an epoch has one attempt.
+    pub(crate) placement_ids: BTreeSet<(usize, Epoch)>,
     pub(crate) terminals: [Option<Terminal>; TASKS],
     /// Last sequence of INC. Never lost.
     pub(crate) incarnations: u8,
@@ -66,30 +69,33 @@ impl Broker {
     pub(crate) fn new() -> Self {
         Self {
             requests: Default::default(),
-            request_ids: [0; TASKS],
+            request_ids: BTreeSet::new(),
             placements: Vec::new(),
-            placement_ids: [0; TASKS],
+            placement_ids: BTreeSet::new(),
             terminals: [None; TASKS],
             incarnations: 0,
         }
     }
 
     /// A publish with a message id.
-    pub(crate) fn publish_request(&mut self, task: usize, message: usize) -> Published {
-        if self.request_ids[task] & (1 << message) != 0 {
+    pub(crate) fn publish_request(
+        &mut self,
+        task: usize,
+        message: usize,
+        epoch: Epoch,
+    ) -> Published {
+        if !self.request_ids.insert((task, message, epoch)) {
             return Published::Duplicate;
         }
-        self.request_ids[task] |= 1 << message;
         self.requests[task][message] = Presence::Waiting;
         Published::Stored
     }
 
     /// `place::publish`.
     pub(crate) fn publish_placement(&mut self, task: usize, grant: Grant) -> Published {
-        if self.placement_ids[task] & (1 << grant.attempt) != 0 {
+        if !self.placement_ids.insert((task, grant.epoch)) {
             return Published::Duplicate;
         }
-        self.placement_ids[task] |= 1 << grant.attempt;
         self.placements.push(Placement {
             task,
             attempt: grant.attempt,
@@ -139,16 +145,13 @@ impl Broker {
 
     /// A restart, or the end of the duplicate window: only stored messages' ids are remembered.
     pub(crate) fn forget_ids(&mut self) {
-        for task in 0..TASKS {
-            self.request_ids[task] = (0..REQUESTS)
-                .filter(|message| self.requests[task][*message] != Presence::Absent)
-                .fold(0, |ids, message| ids | 1 << message);
-            self.placement_ids[task] = self
-                .placements
-                .iter()
-                .filter(|placement| placement.task == task)
-                .fold(0, |ids, placement| ids | 1 << placement.attempt);
-        }
+        let requests = &self.requests;
+        self.request_ids
+            .retain(|(task, message, _)| requests[*task][*message] != Presence::Absent);
+        let placements = self.placements.iter();
+        self.placement_ids = placements
+            .map(|placement| (placement.task, placement.epoch))
+            .collect();
     }
 
     /// The work queues are lost, as in a power cut without `sync_interval: always`.

@@ -1,7 +1,7 @@
 //! A dispatcher: one request in hand, from the delivery to the acknowledgement. `at` is where
 //! it would go on; a crash may come at each.
 
-use crate::broker::{Presence, Published, Stage};
+use crate::broker::{Presence, Stage};
 use crate::model::{Mutation, Protocol};
 use crate::redis::{Cancel, Claim};
 use crate::state::{Grant, SandboxId, State, Terminal};
@@ -65,11 +65,11 @@ pub(crate) fn step(protocol: &Protocol, state: &State, d: usize) -> Option<State
         At::Look if next.broker.terminals[job.task].is_some() => goes(&mut next, d, At::Settle),
         At::Look => goes(&mut next, d, At::Claim),
         At::Claim => return None,
-        At::Publish(grant) => match next.broker.publish_placement(job.task, grant) {
-            Published::Stored => goes(&mut next, d, At::Settle),
-            // Kept in hand under the same nonce until the task has an end or the lease runs out.
-            Published::Duplicate => goes(&mut next, d, At::Look),
-        },
+        At::Publish(grant) => {
+            // A duplicate is of the same epoch: an earlier try of its own.
+            next.broker.publish_placement(job.task, grant);
+            goes(&mut next, d, At::Settle);
+        }
         At::GiveBack(grant) => give_back(&mut next, d, job, grant),
         At::End(terminal) => {
             put(protocol, &mut next, job.task, terminal);
@@ -219,8 +219,8 @@ pub(crate) fn see_to(state: &State, place: usize) -> Option<State> {
     }
     let mut next = state.clone();
     if next.broker.terminals[placement.task].is_none() {
-        let left = usize::from(placement.attempt);
-        next.publish_request(placement.task, left);
+        let left = (placement.attempt, placement.epoch);
+        next.publish_request(placement.task, Some(left));
     }
     next.broker.placements.remove(place);
     Some(next)

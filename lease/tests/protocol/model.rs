@@ -78,7 +78,7 @@ impl Protocol {
     pub(crate) fn initial(&self) -> State {
         let mut broker = Broker::new();
         for task in 0..self.tasks {
-            broker.publish_request(task, 0);
+            broker.publish_request(task, 0, Epoch::default());
         }
         let mut state = State {
             broker,
@@ -150,8 +150,12 @@ impl Protocol {
             Action::Resubmit(task) => {
                 let mut next = state.clone();
                 let unread = state.broker.terminals[task].is_none();
-                (unread && next.broker.request_ids[task] & 1 == 0)
-                    .then(|| next.publish_request(task, 0))?;
+                (unread
+                    && !next
+                        .broker
+                        .request_ids
+                        .contains(&(task, 0, Epoch::default())))
+                .then(|| next.publish_request(task, None))?;
                 Some(next)
             }
             Action::Cancel(task) => dispatcher::cancel(state, task),

@@ -85,9 +85,12 @@ pub(crate) struct Broken {
 
 impl State {
     /// `Client::submit`, `finish::hand_back`, `reaper::again`: a message of REQ, stored unless
-    /// its id is remembered. It is a new one: who holds an older one of the same id settles that.
-    pub(crate) fn publish_request(&mut self, task: usize, message: usize) {
-        if self.broker.publish_request(task, message) == Published::Duplicate {
+    /// its id is remembered. It is a new one: who holds an older one of the same number settles
+    /// that. `left` is the attempt that it is what is left of.
+    pub(crate) fn publish_request(&mut self, task: usize, left: Option<(u8, Epoch)>) {
+        let (attempt, epoch) = left.unwrap_or_default();
+        let message = usize::from(attempt);
+        if self.broker.publish_request(task, message, epoch) == Published::Duplicate {
             return;
         }
         for job in self.dispatchers.iter_mut().flatten() {

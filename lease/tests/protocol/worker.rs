@@ -195,7 +195,7 @@ fn hand_back(protocol: &Protocol, mut state: State, w: usize) -> State {
     };
     let sandbox = worker.sandbox;
     state.redis.finish(sandbox, holder.epoch, None);
-    state.publish_request(holder.task, usize::from(holder.attempt));
+    state.publish_request(holder.task, Some((holder.attempt, holder.epoch)));
     if let Some(place) = state.broker.held(sandbox, holder.epoch) {
         state.broker.stage(place, Stage::Returned);
     }
@@ -208,7 +208,7 @@ pub(crate) fn refuse(state: &State, place: usize) -> Option<State> {
     let placement = in_hand(state, place, Stage::Refused)?;
     let mut next = state.clone();
     next.redis.finish(placement.sandbox, placement.epoch, None);
-    next.publish_request(placement.task, usize::from(placement.attempt));
+    next.publish_request(placement.task, Some((placement.attempt, placement.epoch)));
     next.broker.stage(place, Stage::Returned);
     Some(next)
 }

@@ -216,7 +216,7 @@ fn stored(terminal: &StoredTerminal, frames: &[&StoredFrame]) -> Vec<Violation> 
     }
     let mut by_number: BTreeMap<u64, &StoredFrame> = BTreeMap::new();
     for stored in frames {
-        if stored.frame.attempt != terminal.terminal.attempt {
+        if !stored.frame.is_of(&terminal.terminal) {
             continue;
         }
         let first = *by_number.entry(stored.frame.n).or_insert(*stored);

@@ -203,6 +203,21 @@ impl Fleet {
         self.publish_raw(subject, payload, message_id).await;
     }
 
+    /// As a client that gives its messages no ids.
+    pub(crate) async fn publish_nameless(&self, placement: &Placement) {
+        let sandbox = &placement.sandbox;
+        let tenant = &placement.task.tenant;
+        let subjects = self.broker.subjects();
+        let message = Outgoing {
+            subject: subjects.placement(&sandbox.worker, tenant, sandbox.sandbox),
+            payload: codec::encode(placement, Format::MessagePack)
+                .unwrap()
+                .into(),
+            ..Outgoing::default()
+        };
+        self.broker.publish(message, LONG).await.unwrap();
+    }
+
     pub(crate) async fn publish_raw(&self, subject: String, payload: Vec<u8>, message_id: &str) {
         let message = Outgoing {
             subject,
