@@ -6,6 +6,7 @@ use std::time::Duration;
 use broker_schema::pool::PoolSpec;
 use broker_schema::{CancelCause, PoolId, TaskRequest, WorkerId};
 use remuda_lease::{Claim, QuotaKind, WorkerInfo};
+use tokio::time::Instant;
 
 /// What each worker should keep: `(pool, warm, max)`, sorted by pool.
 pub(crate) type Targets = BTreeMap<WorkerId, Vec<(PoolId, u32, u32)>>;
@@ -83,6 +84,42 @@ impl Pace {
 
     pub(crate) fn granted(&mut self) {
         self.allowed = (self.allowed.max(1) * 2).min(self.most);
+    }
+}
+
+/// Keeps a pool from trying while the stream takes no placements: after a pause, ever longer,
+/// one tries first.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Brake {
+    until: Option<Instant>,
+    failures: u32,
+}
+
+impl Brake {
+    /// A placement was not taken. Others that were on their way with it change nothing.
+    pub(crate) fn refused(&mut self, now: Instant, spread: f64) {
+        if self.until.is_none() {
+            self.until = Some(now + backoff(self.failures, spread));
+            self.failures = self.failures.saturating_add(1);
+        }
+    }
+
+    /// A placement was taken.
+    pub(crate) fn taken(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Whether it is let go now.
+    pub(crate) fn tick(&mut self, now: Instant) -> bool {
+        let due = self.until.is_some_and(|until| until <= now);
+        if due {
+            self.until = None;
+        }
+        due
     }
 }
 
@@ -241,6 +278,28 @@ mod tests {
             pace.granted();
             assert!(pace.allows(allowed - 1) && !pace.allows(allowed));
         }
+    }
+
+    #[test]
+    fn a_pool_whose_placements_are_refused_waits_ever_longer() {
+        let (mut brake, now) = (Brake::default(), Instant::now());
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            brake.refused(now, 1.0);
+            let until = brake.until().unwrap();
+            // Another of the same moment does not make it longer.
+            brake.refused(now, 1.0);
+            assert_eq!(brake.until(), Some(until));
+            assert!(!brake.tick(now));
+            assert!(brake.tick(until) && !brake.tick(until));
+            waits.push((until - now).as_millis());
+        }
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        brake.refused(now, 1.0);
+        brake.taken();
+        assert_eq!(brake.until(), None);
+        brake.refused(now, 1.0);
+        assert_eq!(brake.until(), Some(now + Duration::from_millis(100)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::decide::Pace;
+use crate::decide::{Brake, Pace};
 pub(crate) use crate::event::Event;
 use crate::event::group_of;
 use crate::fleet::Fleet;
@@ -29,6 +29,7 @@ use crate::quota::{self, TenantGate};
 struct Line {
     queue: FairQueue<Box<Job>>,
     pace: Pace,
+    brake: Brake,
     claiming: usize,
 }
 
@@ -117,6 +118,7 @@ impl Dispatch {
         self.lines.entry(pool.clone()).or_insert_with(|| Line {
             queue: FairQueue::default(),
             pace: Pace::new(most),
+            brake: Brake::default(),
             claiming: 0,
         })
     }
@@ -214,7 +216,8 @@ impl Dispatch {
             let gates = &self.gates;
             let may_go = |tenant: &TenantId| gates.get(tenant).is_none_or(TenantGate::may_go);
             let ready = |(pool, line): &(&PoolId, &Line)| {
-                line.pace.allows(line.claiming)
+                line.brake.until().is_none()
+                    && line.pace.allows(line.claiming)
                     && line.queue.is_ready(may_go)
                     && leadership.leads(pool).is_some()
             };
@@ -291,7 +294,9 @@ impl Dispatch {
         }
         match placed {
             Some(Placed::Settled { granted: true }) => {
-                self.line(&pool).pace.granted();
+                let line = self.line(&pool);
+                line.pace.granted();
+                line.brake.taken();
                 if let Some(gate) = self.gates.get_mut(&tenant) {
                     gate.granted();
                 }
@@ -311,6 +316,13 @@ impl Dispatch {
                     gate.over(Instant::now());
                 }
                 self.put_back(job);
+            }
+            Some(Placed::Refused(mut job, wait)) => {
+                job.told = job.told.or(told);
+                let line = self.line(&pool);
+                line.pace.none_warm();
+                line.brake.refused(Instant::now(), rand::random());
+                self.postpone(job, wait);
             }
             Some(Placed::Later(mut job, wait)) => {
                 job.told = job.told.or(told);
@@ -425,7 +437,9 @@ impl Dispatch {
         let later = self.later.first_key_value().map(|((at, _), _)| *at);
         let groups = self.groups.next_due().map(Instant::from_std);
         let gates = self.gates.values().filter_map(TenantGate::again_at).min();
-        [later, groups, gates].into_iter().flatten().min()
+        let brakes = self.lines.values().filter_map(|line| line.brake.until());
+        let brakes = brakes.min();
+        [later, groups, gates, brakes].into_iter().flatten().min()
     }
 
     fn due(&mut self) {
@@ -444,6 +458,11 @@ impl Dispatch {
         for gate in self.gates.values_mut() {
             gate.tick(now);
         }
+        for line in self.lines.values_mut() {
+            if line.brake.tick(now) {
+                line.pace.hint();
+            }
+        }
     }
 
     /// Hints may be missed, and deadlines pass.
@@ -459,8 +478,12 @@ impl Dispatch {
         for job in expired {
             self.start(job, Work::Expire);
         }
-        self.lines
-            .retain(|_, line| !line.queue.is_empty() || line.claiming > 0 || line.pace.halted());
+        self.lines.retain(|_, line| {
+            !line.queue.is_empty()
+                || line.claiming > 0
+                || line.pace.halted()
+                || line.brake.until().is_some()
+        });
         self.gates.retain(|_, gate| !gate.is_idle());
     }
 
@@ -472,7 +495,10 @@ impl Dispatch {
             while let Some(done) = self.under_way.next().await {
                 match done.placed {
                     Some(
-                        Placed::NoneWarm(job) | Placed::OverQuota(job) | Placed::Later(job, _),
+                        Placed::NoneWarm(job)
+                        | Placed::OverQuota(job)
+                        | Placed::Refused(job, _)
+                        | Placed::Later(job, _),
                     ) => left.push(job),
                     Some(Placed::Settled { .. }) | None => {}
                 }

@@ -7,7 +7,7 @@ use broker_schema::{
     CancelCause, ErrorCode, ErrorInfo, HEADER_CONTENT_TYPE, HEADER_DIGEST, Outcome, Placement,
     SandboxRef, TaskId, TaskRequest, Term, Terminal, Timestamp,
 };
-use remuda_client::broker::{BrokerError, Delivery, Gate, Outgoing};
+use remuda_client::broker::{BrokerError, Delivery, Gate, Outgoing, Unpublished};
 use remuda_lease::{Claim, ClaimNonce, ClaimRequest, LeaseError};
 use remuda_telemetry::history::{self, Event};
 use remuda_telemetry::{Chain, TraceHeaders, failpoint, propagate};
@@ -62,6 +62,8 @@ pub(crate) enum Placed {
     NoneWarm(Box<Job>),
     /// Its tenant has what it may have.
     OverQuota(Box<Job>),
+    /// RUN did not take the placement, and takes no other one either.
+    Refused(Box<Job>, Duration),
     Later(Box<Job>, Duration),
 }
 
@@ -76,6 +78,33 @@ enum Stuck {
     Bootstrap(#[from] DispatcherError),
     #[error("cannot encode the placement")]
     Encode(#[from] codec::EncodeError),
+    #[error("cannot publish the placement")]
+    Publish {
+        /// It is stored nowhere.
+        refused: bool,
+        #[source]
+        source: BrokerError,
+    },
+}
+
+impl From<Unpublished> for Stuck {
+    fn from(
+        Unpublished {
+            error,
+            may_be_stored,
+        }: Unpublished,
+    ) -> Self {
+        match error {
+            // That is the request's own doing: the stream takes others, and this one has an end.
+            error @ (BrokerError::TooLarge { .. } | BrokerError::Option { .. }) => {
+                Self::Broker(error)
+            }
+            source => Self::Publish {
+                refused: !may_be_stored,
+                source,
+            },
+        }
+    }
 }
 
 /// A step that went through.
@@ -126,7 +155,10 @@ pub(crate) async fn run(fleet: &Fleet, mut job: Box<Job>, work: Work) -> Placed 
                 job.failures = job.failures.saturating_add(1);
                 // The servers' state is told of once, elsewhere.
                 tracing::debug!(error = %Chain(&stuck), ?pause, "task waits");
-                Placed::Later(job, pause)
+                match stuck {
+                    Stuck::Publish { .. } => Placed::Refused(job, pause),
+                    _ => Placed::Later(job, pause),
+                }
             }
         }
     }
@@ -188,8 +220,14 @@ async fn place(fleet: &Fleet, job: &mut Job, trace: &TraceHeaders) -> Result<Don
             });
             failpoint::step(failpoint::dispatcher::CLAIMED);
             let published = publish(fleet, job, sandbox, attempt, trace).await;
-            if published.is_err() {
-                if let Err(error) = fleet.lease.unclaim(&claim, lease.0, lease.1).await {
+            if let Err(stuck) = &published {
+                let given_back = match stuck {
+                    Stuck::Publish { refused: true, .. } => {
+                        fleet.lease.unclaim_refused(&claim, lease.0, lease.1).await
+                    }
+                    _ => fleet.lease.unclaim(&claim, lease.0, lease.1).await,
+                };
+                if let Err(error) = given_back {
                     tracing::debug!(error = %Chain(&error), "the claim runs out by itself");
                 }
                 job.nonce = ClaimNonce::new();
@@ -299,7 +337,6 @@ async fn publish(
     attempt: u32,
     trace: &TraceHeaders,
 ) -> Result<Done, Stuck> {
-    let session = job.request.session.is_some();
     let subjects = fleet.broker.subjects();
     let subject = subjects.placement(&sandbox.worker, &job.request.tenant, sandbox.sandbox);
     let placement = Placement {
@@ -320,7 +357,7 @@ async fn publish(
     };
     let ack = fleet
         .broker
-        .publish(outgoing, fleet.options.timings.publish)
+        .publish_or_tell(outgoing, fleet.options.timings.publish)
         .await?;
     history::record(|| Event::Placed {
         tenant: placement.task.tenant.to_string(),
@@ -332,12 +369,9 @@ async fn publish(
         duplicate: ack.duplicate,
     });
     failpoint::step(failpoint::dispatcher::PLACED);
-    if ack.duplicate && !session {
-        // Either our own try came through twice, or an attempt of this number was placed before
-        // Redis forgot it, and this one is stored nowhere. The claim tells: the request stays
-        // here until the task has an end or the lease runs out.
-        tracing::debug!(attempt, "a placement of this attempt was stored before");
-        return Ok(Done::Wait(Duration::from_secs(1)));
+    if ack.duplicate {
+        // The id names the epoch, which no other claim ever has: an earlier try of ours is stored.
+        tracing::debug!(attempt, "the placement was stored by an earlier try");
     }
     settle(&job.delivery, Ok(())).await;
     failpoint::step(failpoint::dispatcher::SETTLED);

@@ -1,17 +1,18 @@
 //! Quotas: how they are told, how a tenant that has what it may have is passed by, and who is
 //! refused where too many wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
 use broker_schema::digest::sha256_hex;
 use broker_schema::{
-    ErrorCode, ErrorInfo, HEADER_DIGEST, ParsedSubject, PoolId, TaskRequest, TenantId, codec,
+    ErrorCode, ErrorInfo, ParsedSubject, PoolId, TaskId, TaskRequest, TenantId, codec,
 };
-use futures::StreamExt as _;
-use remuda_lease::QuotaKind;
+use futures::{StreamExt as _, TryStreamExt as _};
+use remuda_lease::{LeaseError, QuotaKind};
 use remuda_telemetry::{Chain, TraceHeaders};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ use crate::place::format_of;
 use crate::terminals::Address;
 
 /// Messages that are read at once, and in one round, when looking for the newest of a tenant.
-const CHUNK: u64 = 16;
+const CHUNK: usize = 16;
 const MOST_READ: u64 = 4096;
 /// A tenant that has what it may have is tried again after this, then after ever longer.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
@@ -147,8 +148,9 @@ fn excess(
         .collect()
 }
 
-/// Refuses the newest requests of tenants of which more wait than may. The oldest ones, as many
-/// as may wait, are never touched: those that were let wait before are among them.
+/// Refuses the newest requests of tenants of which more wait than may. What had a turn, and
+/// copies of what waits or runs, is neither refused nor counted, as far back as is looked: the
+/// lane settles them. The oldest others, as many as may wait, stay.
 pub(crate) async fn run(
     fleet: Arc<Fleet>,
     mut backlog: watch::Receiver<Backlog>,
@@ -175,7 +177,7 @@ pub(crate) async fn run(
             };
             let refused = tokio::select! {
                 () = fleet.group.token().cancelled() => return,
-                refused = refusing.newest(&pools, current - u64::from(limit)) => refused,
+                refused = refusing.newest(&pools, current, limit) => refused,
             };
             match refused {
                 Ok(0) => {}
@@ -190,6 +192,32 @@ pub(crate) async fn run(
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
+/// A request of the tenant's that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    sequence: u64,
+    pool: PoolId,
+    /// `None` where it does not count: it was claimed, or cannot be read.
+    waits: Option<TaskId>,
+}
+
+/// Those that are too many, from the newest on, of `current` messages of which `seen` were
+/// looked at, from the newest on. Of several messages of one task only the oldest counts.
+fn too_new(seen: Vec<Seen>, current: u64, limit: u32) -> Vec<Seen> {
+    let (mut tasks, mut waiting, mut spared) = (BTreeSet::new(), Vec::new(), 0);
+    for one in seen.into_iter().rev() {
+        match one.waits {
+            Some(task) if tasks.insert(task) => waiting.push(one),
+            _ => spared += 1,
+        }
+    }
+    let excess = current.saturating_sub(spared + u64::from(limit));
+    let excess = usize::try_from(excess).unwrap_or(usize::MAX);
+    waiting.into_iter().rev().take(excess).collect()
+}
+
+type Stream = async_nats::jetstream::stream::Stream;
+
 /// One tenant's requests, from the newest on.
 struct Refusing<'a> {
     fleet: &'a Fleet,
@@ -199,70 +227,97 @@ struct Refusing<'a> {
 }
 
 impl Refusing<'_> {
-    async fn newest(&self, pools: &[&PoolId], excess: u64) -> Result<u64, Cause> {
-        let (broker, subjects) = (&self.fleet.broker, self.fleet.broker.subjects());
+    async fn newest(&self, pools: &[&PoolId], current: u64, limit: u32) -> Result<u64, Cause> {
+        let broker = &self.fleet.broker;
         let name = &broker.streams().requests;
-        let stream = broker.jetstream().get_stream_no_info(name).await?;
+        let stream = broker.jetstream().get_stream(name).await?;
         let mut newest = 0;
         for pool in pools {
-            let subject = subjects.request(self.tenant, pool);
+            let subject = broker.subjects().request(self.tenant, pool);
             match stream.direct_get_last_for_subject(subject).await {
                 Ok(message) => newest = newest.max(message.sequence),
                 Err(error) if error.kind() == NOT_FOUND => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let (mut left, mut refused) = (excess, 0);
-        let mut next = newest;
-        let last = newest.saturating_sub(MOST_READ);
-        while left > 0 && next > last {
-            let first = next.saturating_sub(CHUNK).max(last);
-            let found: Vec<_> = futures::stream::iter((first + 1..=next).rev())
-                .map(|sequence| {
-                    let stream = &stream;
-                    async move { stream.direct_get(sequence).await.ok() }
-                })
-                .buffered(CHUNK as usize)
-                .filter_map(|message| async { message })
-                .collect()
-                .await;
-            next = first;
-            for message in found {
-                let parsed = subjects.parse(&message.subject);
-                let Some(ParsedSubject::Request { tenant, pool }) = parsed else {
-                    continue;
-                };
-                if tenant != *self.tenant || left == 0 {
-                    continue;
-                }
-                left -= 1;
-                if self.fleet.leadership.leads(&pool).is_some() {
-                    refused += u64::from(self.one(&stream, &message).await?);
-                }
+        let first = stream.cached_info().state.first_sequence.max(1);
+        let last = newest.saturating_sub(MOST_READ).max(first - 1);
+        let seen = self.look(&stream, last + 1..=newest, current).await?;
+        // Some may have left since they were counted.
+        let all = (last < first).then_some(seen.len() as u64);
+        let current = all.map_or(current, |all| all.min(current));
+        let mut refused = 0;
+        for one in too_new(seen, current, limit) {
+            if self.fleet.leadership.leads(&one.pool).is_none() {
+                continue;
+            }
+            // It may have been settled meanwhile.
+            if let Ok(message) = stream.direct_get(one.sequence).await {
+                refused += u64::from(self.one(&stream, &message).await?);
             }
         }
         Ok(refused)
     }
 
-    /// Whether it was refused: one that had a turn already was admitted, wherever it stands now.
-    async fn one(
+    /// Looks at the tenant's messages, `current` at the most.
+    async fn look(
         &self,
-        stream: &async_nats::jetstream::stream::Stream<()>,
-        message: &StreamMessage,
-    ) -> Result<bool, Cause> {
+        stream: &Stream,
+        sequences: RangeInclusive<u64>,
+        current: u64,
+    ) -> Result<Vec<Seen>, Cause> {
+        let looks = sequences.rev().map(|sequence| async move {
+            match stream.direct_get(sequence).await {
+                Ok(message) => self.see(&message).await.transpose(),
+                Err(error) if error.kind() == NOT_FOUND => None,
+                Err(error) => Some(Err(error.into())),
+            }
+        });
+        let most = usize::try_from(current).unwrap_or(usize::MAX);
+        futures::stream::iter(looks)
+            .buffered(CHUNK)
+            .filter_map(|seen| async { seen })
+            .take(most)
+            .try_collect()
+            .await
+    }
+
+    /// `None` where it is another tenant's.
+    async fn see(&self, message: &StreamMessage) -> Result<Option<Seen>, Cause> {
+        let parsed = self.fleet.broker.subjects().parse(&message.subject);
+        let Some(ParsedSubject::Request { tenant, pool }) = parsed else {
+            return Ok(None);
+        };
+        if tenant != *self.tenant {
+            return Ok(None);
+        }
         let format = format_of(Some(&message.headers));
-        // What cannot be read is answered where it is fetched.
+        let waits = match codec::decode::<TaskRequest>(&message.payload, format) {
+            Ok(request) if !self.was_claimed(&request).await? => Some(request.id),
+            // What cannot be read is answered where it is fetched.
+            Ok(_) | Err(_) => None,
+        };
+        Ok(Some(Seen {
+            sequence: message.sequence,
+            pool,
+            waits,
+        }))
+    }
+
+    /// Whether it was admitted: it had a turn, runs, or has ended, wherever this message of it
+    /// comes from. A worker that gave it back and a client that submits again both say so.
+    async fn was_claimed(&self, request: &TaskRequest) -> Result<bool, LeaseError> {
+        let lease = &self.fleet.lease;
+        lease.was_claimed(self.tenant, request.id).await
+    }
+
+    /// Whether it was refused. It may have had its turn since it was looked at.
+    async fn one(&self, stream: &Stream, message: &StreamMessage) -> Result<bool, Cause> {
+        let format = format_of(Some(&message.headers));
         let Ok(request) = codec::decode::<TaskRequest>(&message.payload, format) else {
             return Ok(false);
         };
-        let handed_back = message.headers.get(HEADER_DIGEST).is_some();
-        if handed_back
-            && self
-                .fleet
-                .lease
-                .was_claimed(self.tenant, request.id)
-                .await?
-        {
+        if self.was_claimed(&request).await? {
             return Ok(false);
         }
         let aside = self.fleet.held.set_aside(message.sequence);
@@ -328,6 +383,35 @@ mod tests {
         ]);
         let limit = |tenant: &TenantId| (tenant.as_str() != "c").then_some(6);
         assert_eq!(excess(&backlog, limit), [(tenant("a"), 6, 7)]);
+    }
+
+    #[test]
+    fn copies_and_what_was_claimed_are_neither_refused_nor_counted() {
+        let ids: Vec<TaskId> = (0..4).map(|_| TaskId::new()).collect();
+        // From the oldest on: `None` was claimed.
+        let refused = |messages: &[Option<usize>], current, limit| -> Vec<u64> {
+            let seen = messages.iter().zip(1..).map(|(task, sequence)| Seen {
+                sequence,
+                pool: "p".parse().unwrap(),
+                waits: task.map(|task| ids[task]),
+            });
+            let mut seen: Vec<Seen> = seen.collect();
+            seen.reverse();
+            let refused = too_new(seen, current, limit);
+            refused.into_iter().map(|one| one.sequence).collect()
+        };
+        let (a, b, c, d) = (Some(0), Some(1), Some(2), Some(3));
+        assert_eq!(refused(&[a, b, c, d], 4, 2), [4, 3]);
+        // The copy of one that runs, the newest and among the others.
+        assert_eq!(refused(&[a, b, None], 3, 2), [0_u64; 0]);
+        assert_eq!(refused(&[None, a, b, c], 4, 2), [4]);
+        assert_eq!(refused(&[a, None, b, None, c], 5, 3), [0_u64; 0]);
+        // The copy of one that waits: refusing it would end that one.
+        assert_eq!(refused(&[a, b, a], 3, 2), [0_u64; 0]);
+        assert_eq!(refused(&[a, b, a, c, c], 5, 2), [4]);
+        // What was not looked at counts as waiting.
+        assert_eq!(refused(&[c, None, d], 10, 8), [3]);
+        assert_eq!(refused(&[None, None], 1, 1), [0_u64; 0]);
     }
 
     #[test]

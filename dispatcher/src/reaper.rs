@@ -102,17 +102,11 @@ async fn round(fleet: &Fleet, absent: &mut Absent) -> Result<(), ReapError> {
     presence::declare_dead(fleet)
         .await
         .map_err(ReapError::Find)?;
+    // One that cannot be seen to now does not hold up those after it.
+    let mut first = Ok(());
     for worker in fleet.lease.reap().await.map_err(ReapError::Find)? {
         tracing::warn!(%worker, "worker is dead: its heartbeat ran out");
-        Box::pin(see_to(fleet, &worker)).await?;
-        fleet
-            .lease
-            .bury(&worker)
-            .await
-            .map_err(|source| ReapError::Bury {
-                worker: worker.clone(),
-                source,
-            })?;
+        first = first.and(Box::pin(see_to_and_bury(fleet, &worker)).await);
     }
     let subjects = fleet.broker.subjects();
     let waiting = fleet
@@ -129,7 +123,7 @@ async fn round(fleet: &Fleet, absent: &mut Absent) -> Result<(), ReapError> {
         .collect();
     if addressed.is_empty() {
         absent.0.clear();
-        return Ok(());
+        return first;
     }
     let alive = fleet
         .lease
@@ -143,9 +137,18 @@ async fn round(fleet: &Fleet, absent: &mut Absent) -> Result<(), ReapError> {
     let patience = fleet.lease.ttl();
     for worker in absent.observe(addressed, &alive, Instant::now(), patience) {
         tracing::warn!(%worker, "placements wait for a worker that nobody knows");
-        Box::pin(see_to(fleet, &worker)).await?;
+        first = first.and(Box::pin(see_to(fleet, &worker)).await);
     }
-    Ok(())
+    first
+}
+
+async fn see_to_and_bury(fleet: &Fleet, worker: &WorkerId) -> Result<(), ReapError> {
+    Box::pin(see_to(fleet, worker)).await?;
+    let buried = fleet.lease.bury(worker).await;
+    buried.map_err(|source| ReapError::Bury {
+        worker: worker.clone(),
+        source,
+    })
 }
 
 /// Reads what a dead worker left, through a consumer of our own: two on one subject are not
@@ -253,11 +256,7 @@ async fn again(
     );
     let outgoing = Outgoing {
         subject,
-        message_id: Some(format!(
-            "{}/retry-{}",
-            request.message_id(),
-            placement.attempt
-        )),
+        message_id: Some(placement.retry_id()),
         format,
         payload: payload.into(),
         trace,

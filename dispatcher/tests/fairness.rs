@@ -331,6 +331,46 @@ async fn the_newest_requests_beyond_the_quota_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_submitted_again_is_neither_refused_nor_counted() {
+    let mut own = limits("acme");
+    own.max_queued = Some(1);
+    let fleet = fleet_with(vec![own]).await;
+    let mut worker = FakeWorker::join(&fleet, "w1").await;
+    worker.offer(&fleet, 1).await;
+    let (running, waiting) = (task(), task());
+    fleet.submit(&running).await;
+    assert_eq!(placed(&mut worker, &fleet, 1).await, [running.id]);
+    fleet.submit(&waiting).await;
+    // As a server stores it that has forgotten the id.
+    let again = async |task: &TaskRequest| {
+        let subject = fleet.broker.subjects().request(&task.tenant, &task.pool);
+        let payload = codec::encode(task, Format::MessagePack).unwrap();
+        fleet
+            .publish(&subject, None, Format::MessagePack, payload)
+            .await;
+    };
+    again(&running).await;
+    again(&waiting).await;
+    // What is too much is refused, a second time after every one of them was looked at.
+    for _ in 0..2 {
+        let beyond = task();
+        fleet.submit(&beyond).await;
+        let terminal = fleet.terminal("r1", beyond.id).await;
+        assert_eq!(terminal.outcome, Outcome::Rejected);
+    }
+    for task in [&running, &waiting] {
+        let terminal = fleet.broker.terminal_of(&acme(), &r1(), task.id).await;
+        assert_eq!(terminal.unwrap(), None);
+    }
+    let streams = fleet.broker.streams();
+    until("the one that waits and two copies are left", async || {
+        let left = fleet.stored(&streams.requests, "remuda.req.>").await;
+        (left == 3).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_at_its_quota_waits_and_others_pass_by() {
     let mut own = limits("acme");
     own.max_running = Some(1);

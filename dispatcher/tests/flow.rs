@@ -8,8 +8,8 @@ use std::time::Duration;
 use broker_schema::codec::{self, Format};
 use broker_schema::digest::sha256_hex;
 use broker_schema::{
-    CancelRequest, ErrorCode, Outcome, Placement, SandboxId, SandboxRef, TaskId, TaskRequest,
-    Timestamp,
+    CancelRequest, ErrorCode, HEADER_DIGEST, Outcome, Placement, SandboxId, SandboxRef, TaskId,
+    TaskRequest, Timestamp,
 };
 use remuda_client::broker::Outgoing;
 use support::{FakeWorker, Fleet, task, until};
@@ -280,6 +280,62 @@ async fn a_flushed_redis_gets_a_new_incarnation_and_a_stop_gives_requests_back()
     assert_eq!(placement.sandbox.epoch.incarnation(), after);
 }
 
+/// What a worker does with a task that it cannot end.
+async fn hand_back(fleet: &Fleet, placement: &Placement) {
+    let task = &placement.task;
+    let returned = Outgoing {
+        subject: fleet.broker.subjects().request(&task.tenant, &task.pool),
+        message_id: Some(placement.retry_id()),
+        payload: codec::encode(task, Format::MessagePack).unwrap().into(),
+        headers: vec![(HEADER_DIGEST, placement.request_digest.clone())],
+        ..Outgoing::default()
+    };
+    let patience = Duration::from_secs(10);
+    let stored = fleet.broker.publish(returned, patience).await.unwrap();
+    assert!(!stored.duplicate, "it was queued again before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_is_counted_again_is_placed_and_goes_back_like_the_first() {
+    let fleet = Fleet::start().await;
+    let mut worker = FakeWorker::join(&fleet, "w1").await;
+    let twice = task();
+    worker.offer(&fleet, 1).await;
+    fleet.submit(&twice).await;
+    let (first, delivery) = worker.placement(&fleet).await;
+    assert_eq!((first.task.id, first.attempt), (twice.id, 1));
+    fleet.flush_redis().await;
+    let before = worker.incarnation;
+    until("a new incarnation", async || {
+        let now = fleet.lease.incarnation().await.unwrap();
+        now.filter(|now| *now > before)
+    })
+    .await;
+    until("the pools are back", async || {
+        (fleet.lease.pools().await.unwrap().len() == 1).then_some(())
+    })
+    .await;
+    worker = FakeWorker::join(&fleet, "w1").await;
+    hand_back(&fleet, &first).await;
+    delivery.ack().await.unwrap();
+    // The server remembers the ids of the first attempt 1: they are not those of this one.
+    worker.offer(&fleet, 1).await;
+    let (again, delivery) = worker.placement(&fleet).await;
+    assert_eq!((again.task.id, again.attempt), (twice.id, 1));
+    assert!(again.sandbox.epoch > first.sandbox.epoch);
+    let lease = &again.sandbox;
+    let freed = fleet
+        .lease
+        .release(&worker.id, lease.sandbox, lease.epoch, None);
+    assert!(freed.await.unwrap());
+    hand_back(&fleet, &again).await;
+    delivery.ack().await.unwrap();
+    worker.offer(&fleet, 1).await;
+    let (next, _) = worker.placement(&fleet).await;
+    assert_eq!((next.task.id, next.attempt), (twice.id, 2));
+    fleet.requests_settled().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_ends_also_where_nats_is_gone_for_good() {
     let mut fleet = Fleet::start().await;
@@ -320,4 +376,46 @@ async fn a_redis_that_goes_and_comes_back_costs_time_and_nothing_else() {
     worker.offer(&fleet, 1).await;
     let (placement, _) = worker.placement(&fleet).await;
     assert_eq!((placement.task.id, placement.attempt), (waiting.id, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_wait_while_the_server_refuses_placements_and_lose_no_attempt() {
+    let fleet = Fleet::start().await;
+    let jetstream = fleet.broker.jetstream();
+    let name = &fleet.broker.streams().placements;
+    let roomy = jetstream.get_stream(name).await.unwrap();
+    let roomy = roomy.cached_info().config.clone();
+    let mut full = roomy.clone();
+    full.max_bytes = 1;
+    jetstream.update_stream(full).await.unwrap();
+
+    let mut worker = FakeWorker::join(&fleet, "w1").await;
+    let first = task();
+    fleet.submit(&first).await;
+    // Each try takes a sandbox that is not offered again: more tries than there may be attempts.
+    let tries = fleet.options.max_attempts + 2;
+    worker.offer(&fleet, tries).await;
+    until("it is tried that often", async || {
+        worker.beat(&fleet).await;
+        let warm = fleet.lease.warm_counts().await.unwrap();
+        (warm.get(&"py".parse().unwrap()) == Some(&0)).then_some(())
+    })
+    .await;
+    let second = task();
+    fleet.submit(&second).await;
+    jetstream.update_stream(roomy).await.unwrap();
+    worker.offer(&fleet, 4).await;
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..2 {
+        let (placement, delivery) = worker.placement(&fleet).await;
+        assert_eq!(placement.attempt, 1);
+        let grants = placement.sandbox.epoch.counter();
+        assert!(grants >= tries, "{grants}");
+        seen.insert(placement.task.id);
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(seen, [first.id, second.id].into());
+    fleet.requests_settled().await;
+    let letters = &fleet.broker.streams().dead_letters;
+    assert_eq!(fleet.stored(letters, "remuda.dlq.>").await, 0);
 }

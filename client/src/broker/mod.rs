@@ -24,7 +24,7 @@ pub use delivery::Delivery;
 pub use error::{BrokerError, Cause};
 pub use gate::{Gate, StoredTerminal, recorded_digest};
 pub use options::{BrokerOptions, Credentials};
-pub use publish::{Outgoing, PendingAck, PubAck};
+pub use publish::{Outgoing, PendingAck, PubAck, Unpublished};
 pub use puller::Puller;
 pub use stored::StoredMessage;
 

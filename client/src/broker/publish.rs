@@ -44,6 +44,14 @@ pub struct PubAck {
     pub duplicate: bool,
 }
 
+/// A message that was given up on.
+#[derive(Debug)]
+pub struct Unpublished {
+    pub error: BrokerError,
+    /// False where every try was refused: the stream does not have it.
+    pub may_be_stored: bool,
+}
+
 /// An acknowledgement that is on its way.
 #[must_use = "a message counts once its acknowledgement came"]
 pub struct PendingAck {
@@ -85,7 +93,22 @@ impl Broker {
         message: Outgoing,
         patience: Duration,
     ) -> Result<PubAck, BrokerError> {
-        let ready = Ready::of(&message)?;
+        let published = self.publish_or_tell(message, patience).await;
+        published.map_err(|unpublished| unpublished.error)
+    }
+
+    /// As [`Self::publish`]; tells of a message that was given up on whether the stream may
+    /// have it all the same.
+    pub async fn publish_or_tell(
+        &self,
+        message: Outgoing,
+        patience: Duration,
+    ) -> Result<PubAck, Unpublished> {
+        let mut may_be_stored = false;
+        let ready = Ready::of(&message).map_err(|error| Unpublished {
+            error,
+            may_be_stored,
+        })?;
         let since = Instant::now();
         let deadline = since + patience;
         let mut pauses = Pauses::new(deadline);
@@ -94,8 +117,12 @@ impl Broker {
                 Ok(ack) => return Ok(ack),
                 Err(fate) => fate,
             };
+            may_be_stored |= !fate.is_refusal();
             if !fate.passes() || !pauses.pause().await {
-                return Err(self.failed(fate, &ready, since));
+                return Err(Unpublished {
+                    error: self.failed(fate, &ready, since),
+                    may_be_stored,
+                });
             }
         }
     }
@@ -256,6 +283,18 @@ impl Fate {
     /// Whether time alone may mend it.
     pub(crate) fn passes(&self) -> bool {
         matches!(self, Self::Again(_) | Self::Full(_))
+    }
+
+    /// Whether the server, or this side of it, said no: then nothing was stored.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Full(_) | Self::TooLarge | Self::Refused(_) => true,
+            // Nobody listens for the stream: it has no leader.
+            Self::Again(source) => source
+                .downcast_ref::<PublishError>()
+                .is_some_and(|error| error.kind() == PublishErrorKind::StreamNotFound),
+            Self::Closed => false,
+        }
     }
 
     pub(crate) fn into_error(self, subject: &str, size: usize, waited: Duration) -> BrokerError {
