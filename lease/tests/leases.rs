@@ -120,8 +120,9 @@ async fn a_session_keeps_its_lease_and_its_tasks_can_be_cancelled() {
     );
     // The mark of the one before it comes late, and once more: it is not meant.
     for late in [opener, TaskId::new()] {
-        let marked = store.keep(&owner, held.sandbox, held.epoch, (&tenant(), late));
-        assert!(marked.await.unwrap());
+        let late = (&tenant(), late);
+        let marked = store.keep(&owner, held.sandbox, held.epoch, late).await;
+        assert!(marked.unwrap());
         let leases = store.leases().await.unwrap();
         assert_eq!(leases.len(), 1);
         assert_eq!((leases[0].task, &leases[0].sandbox), (Some(next), &held));
