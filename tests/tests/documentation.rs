@@ -54,7 +54,7 @@ async fn the_first_use_of_the_readme_runs() {
         finished.stderr
     );
     let printed = finished.text();
-    assert!(printed.starts_with("42\n"), "{printed}");
+    assert!(printed.starts_with("42\nkept\n"), "{printed}");
     assert!(printed.contains(r#""outcome":"failed""#), "{printed}");
 }
 
