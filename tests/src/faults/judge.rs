@@ -133,7 +133,7 @@ fn output(seen: &Seen, terminal: &Terminal, ends: &Ends, forgiven: Forgiven) -> 
     let mut frames: Vec<_> = ends
         .frames
         .iter()
-        .filter(|stored| stored.task == task && stored.frame.is_of(&terminal))
+        .filter(|stored| stored.task == task && stored.frame.is_of(terminal))
         .map(|stored| &stored.frame)
         .collect();
     frames.sort_by_key(|frame| frame.n);
