@@ -233,6 +233,10 @@ impl One<'_> {
         };
         if let Some(state) = dropped(&notice, events).await {
             if state == State::Cancelling {
+                // The claim that was under way may have met the flag, and ended it.
+                if let Some(outcome) = self.stored().await.map_err(failed)? {
+                    return Ok(ended(outcome));
+                }
                 // It may just have been placed.
                 broadcast(fleet, &notice, None).await;
             }
