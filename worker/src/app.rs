@@ -124,28 +124,8 @@ impl Worker {
         options.validate()?;
         let id = options.new_worker_id()?;
         let (broker, leases) = Box::pin(connect(&options, &id)).await?;
-        let subject = broker.subjects().control(&id);
-        let control = broker
-            .nats()
-            .subscribe(subject.clone())
-            .await
-            .map_err(|error| {
-                WorkerError::Broker(BrokerError::Subscribe {
-                    subject,
-                    source: error.into(),
-                })
-            })?;
-        let subject = broker.subjects().cancel_hint();
-        let cancels = broker
-            .nats()
-            .subscribe(subject.clone())
-            .await
-            .map_err(|error| {
-                WorkerError::Broker(BrokerError::Subscribe {
-                    subject,
-                    source: error.into(),
-                })
-            })?;
+        let control = subscribe(&broker, broker.subjects().control(&id)).await?;
+        let cancels = subscribe(&broker, broker.subjects().cancel_hint()).await?;
         let consumer = worker_consumer(broker.subjects(), &id, options.slots as usize);
         // Before anybody can place something here.
         let puller = Box::pin(puller(&broker, &consumer)).await?;
@@ -233,6 +213,19 @@ impl Worker {
         }
         tracing::info!(worker = %shared.worker, "worker has left");
     }
+}
+
+async fn subscribe(
+    broker: &Broker,
+    subject: String,
+) -> Result<async_nats::Subscriber, WorkerError> {
+    let subscribed = broker.nats().subscribe(subject.clone()).await;
+    subscribed.map_err(|error| {
+        WorkerError::Broker(BrokerError::Subscribe {
+            subject,
+            source: error.into(),
+        })
+    })
 }
 
 async fn connect(
