@@ -46,7 +46,7 @@ impl Fleet {
         };
         self.dead_letter((tenant, &request.pool), letter).await?;
         let stream = &self.broker.streams().terminals;
-        self.broker.delete_message(stream, sequence).await?;
+        self.broker.delete_stored(stream, sequence).await?;
         Ok(())
     }
 }

@@ -93,7 +93,7 @@ impl Broker {
         })
     }
 
-    async fn stream(&self, name: &str) -> Result<Stream<()>, BrokerError> {
+    pub(super) async fn stream(&self, name: &str) -> Result<Stream<()>, BrokerError> {
         self.jetstream()
             .get_stream_no_info(name)
             .await
